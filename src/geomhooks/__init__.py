@@ -1,0 +1,39 @@
+"""The geometry of hidden states, streamed while the model runs.
+
+>>> import torch, geomhooks as gh
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+>>> with gh.watch(model, sites="blocks", statistics=[gh.Sphere()]) as watch:
+...     _ = model(torch.randn(2, 3, 4))
+>>> watch.geometry().sites
+['0@in', '0', '1']
+"""
+
+from geomhooks import errors, functional, statistics
+from geomhooks.accumulators import Accumulator, Max, Min, Moments, Sum, Table
+from geomhooks.errors import GeomhooksError
+from geomhooks.snapshot import Geometry, load, merge
+from geomhooks.statistics import PosCtx, Sphere, Statistic
+from geomhooks.watcher import Watch, watch
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Accumulator",
+    "Geometry",
+    "GeomhooksError",
+    "Max",
+    "Min",
+    "Moments",
+    "PosCtx",
+    "Sphere",
+    "Statistic",
+    "Sum",
+    "Table",
+    "Watch",
+    "errors",
+    "functional",
+    "load",
+    "merge",
+    "statistics",
+    "watch",
+]

@@ -1,0 +1,511 @@
+"""Running tensors that merge: ``Sum``, ``Min``, ``Max``, ``Moments``, ``Table``.
+
+An accumulator is a few named tensors of fixed shape, a way to add one batch to them, and a rule
+to merge two of them, such that adding two batches equals adding each to its own accumulator and
+merging. Batches, shards, ranks, files and windows are all served by these same four verbs: *add*,
+*merge*, *reset*, *pack*. Nothing here knows modules, tokens or hooks.
+
+Adding never waits for the device, never branches on data and never changes a shape.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from geomhooks.errors import SchemaError
+
+__all__ = [
+    "Accumulator",
+    "Field",
+    "Max",
+    "Min",
+    "Moments",
+    "Placement",
+    "Sum",
+    "Table",
+    "hash_keys",
+]
+
+EMPTY = torch.iinfo(torch.int64).min  # the key of a row that holds nothing
+LAST = torch.iinfo(torch.int64).max  # the priority of a row that holds nothing
+
+At = Tensor | slice | None
+
+
+class Field(NamedTuple):
+    """One tensor of an accumulator: its shape, its type, and the value of "nothing added yet"."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    empty: float | int | bool = 0
+
+
+class Accumulator(ABC):
+    """Named tensors of fixed shape that can be added to and merged.
+
+    A subclass declares its tensors in ``fields``. They exist after :meth:`allocate` only, so that
+    the size of a state is known (:attr:`nbytes`) before any memory is taken.
+    """
+
+    fields: dict[str, Field]
+    follows: ClassVar[str | None] = (
+        None  # name of a shared accumulator whose decisions it carries out
+    )
+
+    def __init__(self, fields: dict[str, Field]) -> None:
+        self.fields = fields
+        self.tensors: dict[str, Tensor] = {}
+
+    def allocate(self, device: torch.device | str = "cpu") -> Self:
+        """Create the tensors on a device and return the accumulator itself."""
+        device = torch.device(device)
+        # State made under inference_mode could not be updated outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            self.tensors = {
+                name: torch.full(
+                    field.shape, field.empty, dtype=wide(field.dtype, device), device=device
+                )
+                for name, field in self.fields.items()
+            }
+        return self
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    @property
+    def nbytes(self) -> int:
+        """What the tensors take, in bytes; known before they are allocated."""
+        return sum(_numel(f.shape) * _itemsize(f.dtype) for f in self.fields.values())
+
+    def reset(self) -> None:
+        """Forget everything that was added, in place."""
+        for name, field in self.fields.items():
+            self.tensors[name].fill_(field.empty)
+
+    def pack(self) -> dict[str, Tensor]:
+        """Return the tensors by name, not copied."""
+        return dict(self.tensors)
+
+    def check(self, tensors: Mapping[str, Tensor], where: str = "accumulator") -> None:
+        """Raise unless tensors are what this accumulator holds.
+
+        Raises:
+            SchemaError: a tensor is missing, or has another shape or type.
+        """
+        for name, field in self.fields.items():
+            if name not in tensors:
+                raise SchemaError(f"{where}: there is no tensor {name!r}, only {sorted(tensors)}")
+            found, shape = tensors[name], tuple(field.shape)
+            if tuple(found.shape) != shape:
+                raise SchemaError(
+                    f"{where}: tensor {name!r} has shape {tuple(found.shape)}, not {shape}"
+                )
+            if found.is_floating_point() != field.dtype.is_floating_point:
+                raise SchemaError(
+                    f"{where}: tensor {name!r} has dtype {found.dtype}, not {field.dtype}"
+                )
+
+    def unpack(self, tensors: Mapping[str, Tensor], where: str = "accumulator") -> None:
+        """Overwrite the tensors in place; where :meth:`check` raises, nothing is changed."""
+        self.check(tensors, where)
+        with torch.no_grad():
+            for name, mine in self.tensors.items():
+                mine.copy_(tensors[name])
+
+    def adopt(self, tensors: Mapping[str, Tensor], where: str = "accumulator") -> None:
+        """Take tensors as this accumulator's own, without allocating any."""
+        self.check(tensors, where)
+        self.tensors = {name: tensors[name] for name in self.fields}
+
+    def clone(self, device: torch.device | str | None = None) -> Self:
+        """Return an independent copy, optionally on another device."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.tensors = {
+            n: t.detach().to(device or t.device, copy=True) for n, t in self.tensors.items()
+        }
+        return other
+
+    @abstractmethod
+    def merge(self, other: Self, plan: Any = None) -> Any:
+        """Add everything that ``other`` holds, in place.
+
+        ``plan`` is what the merge of the accumulator that this one ``follows`` returned.
+        """
+
+    def rebase(self, delta: Tensor, followed: Any) -> None:  # noqa: B027 - most have no vectors
+        """Express sums of vectors about a shift that is smaller by ``delta`` (d,).
+
+        Only accumulators that hold such sums have something to do. ``followed`` is the accumulator
+        that this one follows, if any.
+        """
+
+
+class Sum(Accumulator):
+    """A running sum.
+
+    Args:
+        shape: shape of the sum.
+        dtype: ``torch.float64`` for values, ``torch.int64`` for counts.
+
+    Example:
+        >>> total = Sum((3,)).allocate()
+        >>> total.add(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), at=torch.tensor([[0, 2], [2, 2]]))
+        >>> total.value
+        tensor([1., 0., 9.], dtype=torch.float64)
+    """
+
+    def __init__(self, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> None:
+        super().__init__({"value": Field(tuple(shape), dtype)})
+
+    @property
+    def value(self) -> Tensor:
+        """The sum so far."""
+        return self.tensors["value"]
+
+    def add(self, values: Tensor, at: At = None, where: Tensor | None = None) -> None:
+        """Add values.
+
+        Args:
+            values: of the sum's shape; or, with ``at``, one entry of the sum's trailing shape for
+                each index.
+            at: rows of the sum: an integer tensor whose shape leads that of ``values``, or a slice
+                of rows, and then ``values`` is (batch, rows, ...) and summed over the batch.
+            where: bool, its shape leads that of ``values``; entries that are False count nothing,
+                even where they hold NaN.
+        """
+        value = self.tensors["value"]
+        values = _mask(values, where, 0)
+        if at is None:
+            value.add_(
+                values.sum(tuple(range(values.ndim - value.ndim)), dtype=value.dtype)
+                if values.ndim > value.ndim
+                else values
+            )
+        elif isinstance(at, slice):
+            value[at].add_(values.sum(0, dtype=value.dtype))
+        else:
+            value.index_add_(0, at.reshape(-1), values.flatten(0, at.ndim - 1).to(value.dtype))
+
+    def merge(self, other: Sum, plan: Any = None) -> None:
+        """Add the other sum."""
+        self.value.add_(other.value.to(self.value.device))
+
+
+class _Extreme(Accumulator):
+    """What ``Min`` and ``Max`` share: they differ in the identity and in the comparison."""
+
+    _identity: float
+    _reduce: str
+
+    def __init__(self, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> None:
+        super().__init__({"value": Field(tuple(shape), dtype, self._identity)})
+
+    @property
+    def value(self) -> Tensor:
+        """The extreme so far; infinite where nothing was added."""
+        return self.tensors["value"]
+
+    def add(self, values: Tensor, at: At = None, where: Tensor | None = None) -> None:
+        """Take values into account; the arguments are those of :meth:`Sum.add`."""
+        value = self.tensors["value"]
+        values = _mask(values, where, self._identity).to(value.dtype)
+        extreme = torch.amax if self._reduce == "amax" else torch.amin
+        pick = torch.maximum if self._reduce == "amax" else torch.minimum
+        if at is None:
+            if values.ndim > value.ndim:
+                values = extreme(values, tuple(range(values.ndim - value.ndim)))
+            value.copy_(pick(value, values))
+        elif isinstance(at, slice):
+            value[at].copy_(pick(value[at], extreme(values, 0)))
+        else:
+            reduce_rows(value, at.reshape(-1), values.flatten(0, at.ndim - 1), self._reduce)
+
+    def merge(self, other: Self, plan: Any = None) -> None:
+        """Take everything that the other has seen into account."""
+        self.add(other.value.to(self.value.device))
+
+
+class Min(_Extreme):
+    """A running minimum, ``inf`` where nothing was added.
+
+    Example:
+        >>> least = Min((2,)).allocate()
+        >>> least.add(torch.tensor([[4.0, 2.0], [3.0, 5.0]]))
+        >>> least.value
+        tensor([3., 2.], dtype=torch.float64)
+    """
+
+    _identity = float("inf")
+    _reduce = "amin"
+
+
+class Max(_Extreme):
+    """A running maximum, ``-inf`` where nothing was added.
+
+    Example:
+        >>> largest = Max((2,)).allocate()
+        >>> largest.add(torch.tensor([[4.0, 2.0], [3.0, 5.0]]), at=slice(0, 2))
+        >>> largest.value
+        tensor([4., 5.], dtype=torch.float64)
+    """
+
+    _identity = -float("inf")
+    _reduce = "amax"
+
+
+class Moments(Accumulator):
+    """Count, mean, variance, minimum and maximum of several features in each of some rows.
+
+    Values are summed about a fixed shift, a number for each feature taken from the first values
+    that count. With a shift everything stays a plain sum, so that merging stays addition, and a
+    variance keeps its digits where the mean is thousands of standard deviations.
+
+    Args:
+        shape: (rows, features).
+
+    Example:
+        >>> moments = Moments((1, 2)).allocate()
+        >>> values = torch.tensor([[[1.0, 5.0]], [[3.0, float("nan")]]])
+        >>> moments.add(values, at=slice(0, 1), where=torch.isfinite(values))
+        >>> moments.summary()["mean"], moments.summary()["count"]
+        (tensor([2., 5.], dtype=torch.float64), tensor([2, 1]))
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        rows, features = shape
+        super().__init__(
+            {
+                "count": Field((rows, features), torch.int64),
+                "shift": Field((features,), torch.float64),
+                "shifted": Field((features,), torch.bool, False),
+                "total": Field((rows, features), torch.float64),
+                "squares": Field((rows, features), torch.float64),
+                "min": Field((rows, features), torch.float64, float("inf")),
+                "max": Field((rows, features), torch.float64, -float("inf")),
+            }
+        )
+
+    def add(self, values: Tensor, at: Tensor | slice, where: Tensor) -> None:
+        """Add values.
+
+        Args:
+            values: (..., features).
+            at: rows (...), or a slice of rows for values (batch, rows, features).
+            where: (...) or (..., features) bool; entries that are False count nothing.
+        """
+        t = self.tensors
+        where = where if where.ndim == values.ndim else where[..., None].expand_as(values)
+        values = values.to(t["total"].dtype)
+        self._settle_shift(values, where)
+        omitted = ~where
+        about = (values - t["shift"]).masked_fill_(omitted, 0.0)
+        low = values.masked_fill(omitted, float("inf"))
+        high = values.masked_fill(omitted, -float("inf"))
+        if isinstance(at, slice):
+            t["count"][at].add_(where.sum(0))
+            t["total"][at].add_(about.sum(0))
+            t["squares"][at].add_(about.square().sum(0))
+            torch.minimum(t["min"][at], low.amin(0), out=t["min"][at])
+            torch.maximum(t["max"][at], high.amax(0), out=t["max"][at])
+        else:
+            rows = at.reshape(-1)
+            about = about.flatten(0, -2)
+            t["count"].index_add_(0, rows, where.flatten(0, -2).to(torch.int64))
+            t["total"].index_add_(0, rows, about)
+            t["squares"].index_add_(0, rows, about.square())
+            reduce_rows(t["min"], rows, low.flatten(0, -2), "amin")
+            reduce_rows(t["max"], rows, high.flatten(0, -2), "amax")
+
+    def _settle_shift(self, values: Tensor, where: Tensor) -> None:
+        """Take the first value of each feature that counts as its shift, once."""
+        t = self.tensors
+        flat, kept = values.flatten(0, -2), where.flatten(0, -2)
+        first = kept.to(torch.uint8).argmax(0, keepdim=True)
+        found = kept.gather(0, first)[0]
+        t["shift"].copy_(torch.where(found & ~t["shifted"], flat.gather(0, first)[0], t["shift"]))
+        t["shifted"].logical_or_(found)
+
+    def merge(self, other: Moments, plan: Any = None) -> None:
+        """Add the other's values, moved to this shift where both have one."""
+        mine, theirs = self.tensors, other.clone(self.tensors["total"].device).tensors
+        mine["shift"].copy_(torch.where(mine["shifted"], mine["shift"], theirs["shift"]))
+        mine["shifted"].logical_or_(theirs["shifted"])
+        delta = theirs["shift"] - mine["shift"]
+        count = theirs["count"]
+        theirs["squares"] += 2 * delta * theirs["total"] + count * delta.square()
+        theirs["total"] += count * delta
+        for name in ("count", "total", "squares"):
+            mine[name] += theirs[name]
+        mine["min"].copy_(torch.minimum(mine["min"], theirs["min"]))
+        mine["max"].copy_(torch.maximum(mine["max"], theirs["max"]))
+
+    def summary(self, rows: slice = slice(None), *, pooled: bool = True) -> dict[str, Tensor]:
+        """Mean, population variance, minimum, maximum and count of chosen rows.
+
+        Returns:
+            Tensors (features,) over all chosen rows, or (rows, features) when not ``pooled``;
+            NaN where nothing was counted.
+        """
+        names = ("count", "total", "squares", "min", "max")
+        count, total, squares, low, high = (self.tensors[name][rows] for name in names)
+        if pooled:
+            count, total, squares = count.sum(0), total.sum(0), squares.sum(0)
+            nothing = total.new_full((1, *total.shape), float("inf"))
+            low = torch.cat([low, nothing]).amin(0)
+            high = torch.cat([high, -nothing]).amax(0)
+        offset = total / count
+        return {
+            "mean": self.tensors["shift"] + offset,
+            "variance": (squares / count - offset.square()).clamp(min=0),
+            "min": low.masked_fill(count == 0, float("nan")),
+            "max": high.masked_fill(count == 0, float("nan")),
+            "count": count,
+        }
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the rows of a batch go in a table.
+
+    Attributes:
+        slot: (M,) row of the table; the table's capacity (a row that nobody reads) for none.
+        fresh: (M,) True where the row begins anew and what the slot held before is given up.
+    """
+
+    slot: Tensor
+    fresh: Tensor
+
+
+class Table(Accumulator):
+    """Rows by key, with columns: of all keys ever placed, the ``capacity`` of least priority stay.
+
+    With the hash of a key as its priority the rows are a uniform sample of all keys that does not
+    depend on their order (bottom-k sampling); with minus a value they are the top of a ranking;
+    with minus the time they are the most recent. Rows of equal key add up. Every choice is made by
+    comparing, so that shapes never depend on the data.
+
+    Args:
+        capacity: number of rows K. One more is stored, which takes what is not to be kept.
+        columns: fields of one row by name.
+    """
+
+    def __init__(
+        self, capacity: int, columns: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    ) -> None:
+        self.capacity = capacity
+        self.columns = tuple(columns)
+        rows = capacity + 1
+        super().__init__(
+            {
+                "key": Field((rows,), torch.int64, EMPTY),
+                "priority": Field((rows,), torch.int64, LAST),
+                **{name: Field((rows, *shape), dtype) for name, (shape, dtype) in columns.items()},
+            }
+        )
+
+    def place(self, key: Tensor, priority: Tensor, valid: Tensor) -> Placement:
+        """Choose the rows for M keys, all different, and mark them as held.
+
+        Args:
+            key: (M,) int64.
+            priority: (M,) int64; less is kept rather. A key that is held takes the new priority.
+            valid: (M,) bool; a key that is not valid is placed nowhere.
+        """
+        size = self.capacity
+        keys, priorities = self.tensors["key"], self.tensors["priority"]
+        match = (key[:, None] == keys[None, :size]) & valid[:, None]
+        held = match.any(1)
+        at = torch.where(held, match.to(torch.int8).argmax(1), size)
+        priorities.index_copy_(0, at, torch.where(held, priority, LAST))
+        # The i-th best newcomer faces the i-th worst row, and takes its place if it is better.
+        newcomers, order = torch.where(valid & ~held, priority, LAST).sort()
+        faced = min(len(key), size)
+        worst, rows = priorities[:size].topk(faced)
+        won = torch.where(newcomers[:faced] < worst, rows, size)
+        slot = torch.full_like(key, size).index_copy_(0, order[:faced], won)
+        # A held row that lost its place in this very call is not to be written to any more.
+        lost = torch.zeros_like(keys, dtype=torch.bool).index_fill_(0, won, True)[at]
+        fresh = slot < size
+        slot = torch.where(held & ~lost, at, slot)
+        keys.index_copy_(0, slot, torch.where(slot < size, key, EMPTY))
+        priorities.index_copy_(0, slot, torch.where(slot < size, priority, LAST))
+        return Placement(slot, fresh)
+
+    def write(self, placement: Placement, **values: Tensor) -> None:
+        """Add values (M, ...) to the columns of placed rows; a fresh row begins at zero."""
+        for name, value in values.items():
+            add_rows(self.tensors[name], placement, value)
+
+    def merge(self, other: Table, plan: Any = None) -> None:
+        """Take the other's rows in as if they had been placed here."""
+        theirs = {n: t.to(self.tensors["key"].device) for n, t in other.tensors.items()}
+        keys = theirs["key"][:-1]
+        placement = self.place(keys, theirs["priority"][:-1], keys != EMPTY)
+        self.write(placement, **{name: theirs[name][:-1] for name in self.columns})
+
+
+def add_rows(column: Tensor, placement: Placement, values: Tensor) -> None:
+    """Add values (M, ...) to placed rows of a column (K + 1, ...); a fresh row begins at zero."""
+    fresh = placement.fresh.view(-1, *[1] * (values.ndim - 1))
+    before = torch.where(fresh, 0, column.index_select(0, placement.slot))
+    column.index_copy_(0, placement.slot, before + values.to(column.dtype))
+
+
+def reduce_rows(out: Tensor, rows: Tensor, values: Tensor, reduce: str) -> None:
+    """Reduce values (n, ...) into rows (n,) of ``out``, by "amin" or "amax"."""
+    out.scatter_reduce_(
+        0, rows.view(-1, *[1] * (values.ndim - 1)).expand_as(values), values, reduce
+    )
+
+
+def hash_keys(keys: Tensor) -> Tensor:
+    """Scramble int64 keys into non-negative int64 numbers that look uniform (splitmix64).
+
+    Equal keys give equal numbers on every machine. Reference: Steele, Lea & Flood, "Fast
+    splittable pseudorandom number generators", OOPSLA 2014.
+
+    Example:
+        >>> hash_keys(torch.tensor([1, 2, 1])).unique().numel()
+        2
+    """
+    z = keys + -7046029254386353131
+    z = (z ^ _shift_right(z, 30)) * -4658895280553007687
+    z = (z ^ _shift_right(z, 27)) * -7723592293110705685
+    return _shift_right(z ^ _shift_right(z, 31), 1)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift: int64 shifts drag the sign along."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def wide(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type to accumulate in: what was asked for, or float32 where a device has no float64."""
+    return torch.float32 if dtype == torch.float64 and device.type == "mps" else dtype
+
+
+def _mask(values: Tensor, where: Tensor | None, fill: float) -> Tensor:
+    """Replace entries that do not count; a product would let NaN through."""
+    if where is None:
+        return values
+    where = where.reshape(where.shape + (1,) * (values.ndim - where.ndim))
+    return torch.where(where, values, fill)
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    number = 1
+    for size in shape:
+        number *= size
+    return number
+
+
+def _itemsize(dtype: torch.dtype) -> int:
+    return torch.empty((), dtype=dtype).element_size()

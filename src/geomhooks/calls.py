@@ -1,0 +1,176 @@
+"""What a call of a model says about its tokens, and what the user says instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geomhooks.errors import TokensError
+
+__all__ = ["OPENING", "Call", "Statement", "read_call", "read_plain_call"]
+
+TEXT = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
+FEATURES = ("pixel_values", "pixel_values_videos", "input_features", "input_values", "images")
+OPENING = TEXT + FEATURES
+
+# How models without position_ids number their tokens, by Hugging Face model type. All others count
+# columns, after what is in the cache.
+COUNT_MASK = frozenset({"opt", "bloom", "biogpt", "falcon"})
+COUNT_IDS = frozenset(
+    [
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "ibert",
+        "layoutlmv3",
+        "lilt",
+        "longformer",
+        "luke",
+        "m2m_100",
+        "markuplm",
+        "mpnet",
+        "nllb-moe",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    ]
+)
+
+
+@dataclass
+class Statement:
+    """What the user says of the tokens of a forward; ``None`` leaves it to the model's call.
+
+    Attributes:
+        mask: (B, T) or wider, nonzero where an entry is real.
+        positions: (B, T), (1, T) or (T,) absolute positions.
+        contexts: (B,) or (B, T) ids; entries of equal id are one context, also in later forwards.
+        groups: (B,) or (B, T) integer labels.
+    """
+
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+    contexts: Tensor | None = None
+    groups: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is None:
+                continue
+            value = torch.as_tensor(value)
+            if name != "mask" and (value.is_floating_point() or value.dtype == torch.bool):
+                raise TokensError(
+                    f"tokens: {name} has dtype {value.dtype}; integers are needed. "
+                    f"Number your {name}, for example with a dictionary."
+                )
+            if value.ndim not in (1, 2):
+                raise TokensError(
+                    f"tokens: {name} has shape {tuple(value.shape)}; (batch,), (batch, time) or, "
+                    "for packed tokens, (tokens,) is allowed"
+                )
+            setattr(self, name, value if name == "mask" else value.to(torch.int64))
+
+
+@dataclass
+class Call:
+    """What one call of a module said about its tokens.
+
+    Attributes:
+        ids: (B, T) token ids.
+        grid: (B, T) of its tokens, where it tells.
+        mask: 2-D mask, nonzero where real.
+        square_mask: 4-D mask over queries and keys, as a compiled generation prepares it.
+        positions: 2-D position ids.
+        past: how many positions are in the cache already; an int, or a tensor for a static cache.
+        text: the mask of anything but text (pixels, audio) is at another resolution.
+        rule: how the model numbers positions where nobody states them: "column", "mask", "ids".
+        pad: id of the padding token, for the rule "ids".
+    """
+
+    ids: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    mask: Tensor | None = None
+    square_mask: Tensor | None = None
+    positions: Tensor | None = None
+    past: int | Tensor = 0
+    text: bool = True
+    rule: str = "column"
+    pad: int | None = None
+
+
+def read_call(
+    arguments: Mapping[str, Any], config: Any = None, *, nested: bool = False
+) -> Call | None:
+    """Read the tokens of a call off its arguments by name, or None where it opens no stream."""
+    given = {name: value for name in OPENING if (value := arguments.get(name)) is not None}
+    if not given:
+        return None
+    mask = arguments.get("attention_mask")
+    if nested and list(given) == ["inputs_embeds"] and isinstance(mask, Tensor) and mask.ndim > 2:
+        return None  # an inner stack that takes its hidden states by this name, and a finished mask
+    call = Call(text=any(name in given for name in TEXT))
+    prefix = ""
+    if call.text:
+        if "input_ids" not in given and "inputs_embeds" not in given:
+            prefix = "decoder_"
+        ids, embeds = arguments.get(prefix + "input_ids"), arguments.get(prefix + "inputs_embeds")
+        if isinstance(ids, Tensor) and ids.ndim <= 2 and not ids.is_floating_point():
+            call.ids = ids if ids.ndim == 2 else ids[None]
+            call.grid = (call.ids.shape[0], call.ids.shape[1])
+        elif isinstance(embeds, Tensor) and embeds.ndim >= 2:
+            call.grid = (
+                (embeds.shape[0], embeds.shape[1]) if embeds.ndim > 2 else (1, embeds.shape[0])
+            )
+    call.mask = _two_dimensional(arguments.get(prefix + "attention_mask"))
+    call.positions = _two_dimensional(arguments.get(prefix + "position_ids"))
+    call.past = past_length(arguments.get("past_key_values"))
+    square = arguments.get(prefix + "attention_mask")
+    if call.ids is not None and isinstance(square, Tensor) and square.ndim == 4:
+        call.square_mask = square
+    kind = getattr(config, "model_type", None)
+    if kind in COUNT_MASK and (kind != "falcon" or getattr(config, "alibi", False)):
+        call.rule = "mask"
+    elif kind in COUNT_IDS and call.ids is not None:
+        call.rule, call.pad = "ids", getattr(config, "pad_token_id", None)
+    return call
+
+
+def past_length(cache: Any) -> int | Tensor:
+    """How many positions a Hugging Face cache, or a tuple of keys and values, holds."""
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):
+        length = cache.get_seq_length()
+        return length.clone() if isinstance(length, Tensor) else int(length)
+    try:
+        return int(cache[0][0].shape[-2])
+    except (TypeError, IndexError, KeyError, AttributeError):
+        return 0
+
+
+def _two_dimensional(value: Any) -> Tensor | None:
+    """The 4-D masks of inner layers and the 3-D positions of videos say nothing about tokens."""
+    return value if isinstance(value, Tensor) and value.ndim == 2 else None
+
+
+def read_plain_call(arguments: Mapping[str, Any]) -> Call:
+    """What a model that takes neither ids nor pixels says of its tokens."""
+    call = Call()
+    mask = arguments.get("attention_mask")
+    padding = arguments.get("src_key_padding_mask")
+    if isinstance(padding, Tensor) and padding.ndim == 2:
+        # torch's own convention: True, or minus infinity, where an entry is padding.
+        call.mask = padding == 0
+        call.grid = (padding.shape[0], padding.shape[1])
+    elif isinstance(mask, Tensor) and mask.ndim == 2:
+        call.mask = mask
+    positions = arguments.get("position_ids")
+    if isinstance(positions, Tensor) and positions.ndim == 2:
+        call.positions = positions
+    return call

@@ -1,0 +1,304 @@
+"""The commands: what they take, and what they print."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+import geomhooks as gh
+from geomhooks import measuring
+from geomhooks.cli import demo as demonstration
+from geomhooks.cli.failures import EXIT_CODES, guarded
+from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar
+from geomhooks.cli.table import table
+
+__all__ = ["app", "run"]
+
+STATISTICS = "pos_ctx,sphere"
+ENDINGS = "Exit codes: " + "; ".join(f"{code} {what}" for what, (code, _) in EXIT_CODES.items())
+
+app = typer.Typer(
+    name="geomhooks",
+    help="Measure the geometry of a network's hidden states while it runs.",
+    epilog=ENDINGS + "; 1 anything else; 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    given = _spread(arguments, "--text")
+    return guarded(lambda: app(given, standalone_mode=False), given)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"geomhooks {installed_version('geomhooks')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Measure the geometry of a network's hidden states while it runs."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Geometry file to write.")] = Path(
+        "geomhooks-demo.safetensors"
+    ),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto picks.")] = "auto",
+) -> None:
+    """Measure a small real model (MiniLM) on Python's own documentation, in a minute or two."""
+    measuring.check_writable(out)
+    folder = demonstration.minilm()
+    text = demonstration.documentation()
+    reader = _load(str(folder), length=128, device=device)
+    settings = measuring.Settings(
+        model="all-MiniLM-L6-v2",
+        text=((text.name, text.digest),),
+        statistics=tuple(STATISTICS.split(",")),
+        sites=("blocks",),
+        batch_size=16,
+        max_length=reader.length,
+        contexts=4096,
+        dtype="auto",
+    )
+    geometry = _read(measuring.Run(reader, [text], settings), out)
+    typer.echo(
+        "Shares of the variance of the hidden states: pos belongs to the position, ctx\n"
+        "to the text, resid to neither. Noise is what a sample of this size adds to a\n"
+        "share by chance. Radius is the length after removing the mean entry; the step\n"
+        "angle lies between the input and the output of a block; anisotropy is the mean\n"
+        "cosine between two hidden states.\n"
+        "\nNext, your own model and text:\n"
+        "  geomhooks measure MODEL --text FILE\n"
+        "or this geometry in Python:\n"
+        f'  import geomhooks as gh; geometry = gh.load("{out}")\n'
+        f'  geometry["{geometry.sites[-1]}"].pos_ctx.pos   # (T, d)'
+    )
+
+
+@app.command()
+def measure(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub name or local folder.")],
+    text: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="FILE...",
+            help="Text files, UTF-8; .jsonl and .ndjson are read as JSON lines.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Geometry file to write.")] = Path(
+        "geometry.safetensors"
+    ),
+    sites: Annotated[
+        str,
+        typer.Option(
+            help="blocks, attention, mlp, norms, embeddings; or names with *, @in. Commas between."
+        ),
+    ] = "blocks",
+    statistics: Annotated[str, typer.Option(help="Names, commas between.")] = STATISTICS,
+    batch_size: Annotated[int, typer.Option(min=1, help="Contexts in a batch.")] = 8,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most tokens of a context; longer documents are cut. [default: at most 512]"
+        ),
+    ] = None,
+    contexts: Annotated[int, typer.Option(min=1, help="Contexts to keep, sampled.")] = 4096,
+    documents: Annotated[
+        Literal["paragraphs", "lines", "files"],
+        typer.Option(help="What a document is in a text file: blank lines between, a line, all."),
+    ] = "paragraphs",
+    field: Annotated[str, typer.Option(help="Field of a JSON line that holds its text.")] = "text",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto picks.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Of the model; auto is that of its checkpoint."),
+    ] = "auto",
+    gguf_file: Annotated[
+        str | None, typer.Option(help="GGUF file of the model to read the weights from.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output of an earlier run.")
+    ] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between checkpoints, kept beside the output.")
+    ] = 60.0,
+) -> None:
+    """Measure MODEL while it reads text files of any size, as a stream.
+
+    Interrupted with Ctrl-C, or killed, it goes on with --resume from its last checkpoint and ends
+    with the same numbers. Each piece of a document that is longer than --max-length is a context
+    of its own.
+    """
+    measuring.check_writable(out)
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    if not (resume or overwrite):
+        _refuse_to_replace(out, checkpoint)
+    _check_names(statistics, sites)
+    sources = [measuring.TextFile.open(path, documents, field) for path in text]
+    reader = _load(model, gguf_file=gguf_file, length=max_length, device=device, dtype=dtype)
+    settings = measuring.Settings(
+        model=model,
+        text=tuple((source.name, source.digest) for source in sources),
+        statistics=_names(statistics),
+        sites=_names(sites),
+        batch_size=batch_size,
+        max_length=reader.length,
+        contexts=contexts,
+        dtype=dtype,
+        gguf_file=gguf_file,
+    )
+    if resume and out.exists() and not checkpoint.exists():
+        geometry = gh.load(out)
+        measuring.check_same(out, geometry.notes, settings)
+        Console(stderr=True).print(f"{out} is finished already", highlight=False)
+        _print_table(geometry)
+        return
+    whole = measuring.Run(reader, sources, settings, checkpoint, checkpoint_every)
+    if resume and whole.resume():
+        typer.echo(f"going on after {whole.progress.tokens:,} tokens", err=True)
+    elif overwrite:
+        checkpoint.unlink(missing_ok=True)
+    measuring.remove_unfinished(out)
+    _read(whole, out)
+
+
+@app.command()
+def merge(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Geometry files of one model, two or more."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Geometry file to write.")],
+) -> None:
+    """Merge geometry files of one model, over different texts, into one."""
+    if len(files) < 2:
+        raise typer.BadParameter(f"two or more files are needed to merge; found {len(files)}")
+    measuring.check_writable(out)
+    geometries = [gh.load(file) for file in files]
+    geometry = gh.merge(geometries)
+    parts = [{"file": f.name, "notes": g.notes} for f, g in zip(files, geometries, strict=True)]
+    measuring.save(geometry, out, {"merged": parts})
+    _print_table(geometry)
+    typer.echo(f"wrote {out}")
+
+
+def _load(name: str, **options: Any) -> measuring.Reader:
+    _quieten_libraries()
+    reader = measuring.load_model(name, **options)
+    if reader.missing:
+        typer.echo(
+            f"warning: {len(reader.missing)} weights are not in the checkpoint of {name} and are "
+            f"random: {', '.join(reader.missing[:3])}",
+            err=True,
+        )
+    return reader
+
+
+def _quieten_libraries() -> None:
+    """Let one line on stderr be one line; whatever matters in theirs is in ours."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is first imported
+    with suppress(ImportError):  # what is missing is told when it is used
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        if not sys.stderr.isatty():
+            transformers_logging.disable_progress_bar()
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _read(whole: measuring.Run, out: Path) -> gh.Geometry:
+    try:
+        with Interrupts() as interrupts, progress_bar(whole.progress.total) as report:
+            geometry = whole.read(report, stop=lambda: bool(interrupts.signal))
+    except measuring.Stopped as stopped:
+        kept = whole.checkpoint
+        next_step = "; the same command with --resume goes on" if kept else "; nothing was written"
+        raise Interrupted(f"{stopped}{next_step}", interrupts.signal) from stopped
+    measuring.save(geometry, out, whole.notes)
+    if whole.checkpoint:
+        whole.checkpoint.unlink(missing_ok=True)
+    _print_table(geometry)
+    progress = whole.progress
+    typer.echo(
+        f"{progress.tokens:,} tokens of {progress.contexts:,} contexts in {progress.seconds:.0f} s;"
+        f" wrote {out} ({out.stat().st_size / 1e6:.1f} MB)\n"
+    )
+    return geometry
+
+
+def _print_table(geometry: gh.Geometry) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # whoever reads a pipe wants whole names
+    console.print(table(geometry))
+
+
+def _refuse_to_replace(out: Path, checkpoint: Path) -> None:
+    if checkpoint.exists():
+        raise measuring.OutputError(
+            f"{checkpoint} holds an interrupted run: go on with --resume, or start anew with "
+            "--overwrite"
+        )
+    if out.exists():
+        raise measuring.OutputError(
+            f"{out} exists: name another --out, or replace it with --overwrite"
+        )
+
+
+def _names(commas: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in commas.split(",") if name.strip())
+
+
+def _check_names(statistics: str, sites: str) -> None:
+    for option, names in {"--statistics": statistics, "--sites": sites}.items():
+        if not _names(names):
+            raise typer.BadParameter(f"{option} is empty; name one or more, commas between")
+    try:
+        measuring.statistics_named(_names(statistics))
+    except ValueError as error:
+        raise typer.BadParameter(f"--statistics: {error}") from error
+
+
+def _spread(arguments: Sequence[str], option: str) -> list[str]:
+    """Repeat an option before each of the values that follow it, as shells expand ``*.txt``.
+
+    Example:
+        >>> _spread(["--text", "a", "b", "--out", "c"], "--text")
+        ['--text', 'a', '--text', 'b', '--out', 'c']
+    """
+    spread: list[str] = []
+    inside = False
+    for argument in arguments:
+        if argument == option:
+            inside = True
+        elif argument.startswith("-"):
+            inside = False
+            spread.append(argument)
+        else:
+            spread += [option, argument] if inside else [argument]
+    return spread

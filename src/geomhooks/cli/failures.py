@@ -1,0 +1,83 @@
+"""Exit codes, and every failure told in one line."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import cast
+
+import typer
+
+from geomhooks.cli.progress import Interrupted
+from geomhooks.errors import FileFormatError, GeomhooksError, SchemaError, SiteError
+from geomhooks.measuring.errors import (
+    ModelError,
+    OutOfMemoryError,
+    OutputError,
+    ResumeError,
+    TextError,
+)
+from geomhooks.measuring.run import is_out_of_memory
+
+__all__ = ["EXIT_CODES", "guarded"]
+
+EXIT_CODES: dict[str, tuple[int, tuple[type[Exception], ...]]] = {
+    "wrong option or argument": (2, (SiteError,)),
+    "no such model, or it cannot be loaded or run": (3, (ModelError,)),
+    "text missing, empty, or no UTF-8": (4, (TextError,)),
+    "output cannot be written": (5, (OutputError,)),
+    "out of memory": (6, (OutOfMemoryError,)),
+    "geometry file cannot be read, merged or resumed": (
+        7,
+        (FileFormatError, SchemaError, ResumeError),
+    ),
+}
+INTERRUPTED = 128 + signal.SIGINT
+# typer.BadParameter, UsageError, ClickException; typer has moved the module they are defined in.
+ClickException = cast("type[Exception]", typer.BadParameter.__mro__[2])
+
+
+def guarded(command: Callable[[], object], arguments: Sequence[str] = ()) -> int:
+    """Run a command; tell a failure in one line on stderr; return the exit code."""
+    try:
+        code = int(cast("int | None", command()) or 0)
+        if code == INTERRUPTED:  # newer typer swallows the KeyboardInterrupt and returns this
+            raise KeyboardInterrupt
+        return code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(INTERRUPTED, "interrupted")
+    except Interrupted as error:
+        return _fail(128 + error.number, str(error))
+    except ClickException as error:
+        message = error.format_message()  # type: ignore[attr-defined]
+        return _fail(2, f"{message}{_found(message, arguments)} (see --help)")
+    except GeomhooksError as error:
+        return _fail(_exit_code(error), str(error))
+    except FileNotFoundError as error:
+        return _fail(7, str(error))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(6, f"out of memory: {error}. Try a smaller model, or fewer --contexts")
+
+
+def _found(message: str, arguments: Sequence[str]) -> str:
+    """What was given to the option that the message is about, unless it says so itself."""
+    for option, value in pairwise(arguments):
+        if f"'{option}'" in message and value not in message:
+            return f"; found {value!r}"
+    return ""
+
+
+def _exit_code(error: GeomhooksError) -> int:
+    for code, kinds in EXIT_CODES.values():
+        if isinstance(error, kinds):
+            return code
+    return 1
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"geomhooks: {' '.join(message.split())}", file=sys.stderr)
+    return code

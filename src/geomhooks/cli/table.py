@@ -1,0 +1,69 @@
+"""The table of a geometry, a row a site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rich import box
+from rich.table import Table
+
+import geomhooks as gh
+
+__all__ = ["table"]
+
+
+class _Column(NamedTuple):
+    header: str
+    scalar: str
+    show: Callable[[float], str] = "{:.3f}".format
+    style: str = ""
+
+
+def _length(value: float) -> str:
+    return f"{value:.4g}" if value < 1e5 else f"{value:.2e}"
+
+
+def _degrees(value: float) -> str:
+    return f"{math.degrees(value):.1f}°"
+
+
+_COLUMNS = (
+    _Column("pos", "pos_ctx/shares/pos", style="bold"),
+    _Column("noise", "pos_ctx/noise_shares/pos", style="dim"),
+    _Column("ctx", "pos_ctx/shares/ctx", style="bold"),
+    _Column("noise", "pos_ctx/noise_shares/ctx", style="dim"),
+    _Column("resid", "pos_ctx/shares/resid", style="bold"),
+    _Column("norm", "sphere/norm/mean", _length),
+    _Column("radius", "sphere/radius/mean", _length),
+    _Column("step\nangle", "sphere/step_angle/mean", _degrees),
+    _Column("aniso-\ntropy", "sphere/anisotropy"),
+)
+
+
+def table(geometry: gh.Geometry) -> Table:
+    """Shares of variance with the part of them that is sampling noise, and lengths and angles.
+
+    A column stands where at least one site has its number; "-" where a site has none.
+    """
+    scalars = geometry.scalars()
+    columns = [
+        column
+        for column in _COLUMNS
+        if any(f"{site}/{column.scalar}" in scalars for site in geometry.sites)
+    ]
+    shown = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    shown.add_column("site", no_wrap=True)
+    for column in columns:
+        shown.add_column(column.header, justify="right", no_wrap=True, style=column.style)
+    for site in geometry.sites:
+        values = [scalars.get(f"{site}/{column.scalar}", math.nan) for column in columns]
+        shown.add_row(
+            site,
+            *(
+                "-" if math.isnan(value) else column.show(value)
+                for column, value in zip(columns, values, strict=True)
+            ),
+        )
+    return shown

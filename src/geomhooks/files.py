@@ -1,0 +1,216 @@
+"""One safetensors file for a geometry: its tensors, and all the rest as JSON in the metadata.
+
+Tensors are named ``site/<name>/<statistic>/<accumulator>/<tensor>``, ``stream/...`` and
+``model/...``. The metadata has one entry, ``geomhooks``: JSON with ``schema`` (a number that grows
+when older versions cannot read a file), ``description`` (model, shards, statistics with their
+parameters, streams, sites), ``counts``, ``versions`` and ``notes``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from geomhooks.accumulators import Accumulator
+from geomhooks.errors import FileFormatError, SchemaError
+from geomhooks.state import Shift, SiteState, State, StreamState
+from geomhooks.statistics.base import REGISTRY, Site, Statistic
+from geomhooks.tokens import CENSUS, TokenStream
+
+__all__ = [
+    "SCHEMA",
+    "first_key_of",
+    "pack_state",
+    "read_file",
+    "restore_tensors",
+    "unpack_state",
+    "write_file",
+]
+
+SCHEMA = 1
+KEY = "geomhooks"
+
+
+def first_key_of(shard: str) -> int:
+    """Where a shard's running context numbers start: apart from all others."""
+    digest = hashlib.blake2b(shard.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2 | 1 << 61
+
+
+def pack_state(state: State) -> dict[str, Any]:
+    """A state as JSON and tensors by path."""
+    return {"description": state.describe(), "tensors": state.tensors()}
+
+
+def restore_tensors(
+    accumulators: Iterable[tuple[str, Accumulator]],
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    *,
+    check_only: bool = False,
+) -> None:
+    """Copy tensors by path into accumulators.
+
+    Raises:
+        SchemaError: a tensor is missing or has another shape.
+    """
+    for path, accumulator in accumulators:
+        start = f"{prefix}{path}/"
+        mine = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+        if check_only:
+            accumulator.check(mine, prefix + path)
+        else:
+            accumulator.unpack(mine, prefix + path)
+
+
+def unpack_state(packed: Mapping[str, Any], statistics: Iterable[Statistic] = ()) -> State:
+    """A state from JSON and tensors; nothing is allocated that the tensors do not hold.
+
+    Raises:
+        SchemaError: a statistic is unknown, or a tensor missing or of the wrong shape.
+    """
+    description, tensors = packed["description"], packed["tensors"]
+    given = {s.name: s for s in statistics}
+    known = {
+        name: _statistic(name, entry, given) for name, entry in description["statistics"].items()
+    }
+    state = State(
+        known,
+        description["model"],
+        list(description["shards"]),
+        selection=dict(description["selection"]),
+    )
+    for name, entry in description["streams"].items():
+        stream = TokenStream(
+            name,
+            int(entry["positions"]),
+            int(entry["open"]),
+            int(entry["first_key"]),
+            tuple(entry["exclude"]),
+            int(entry["skip"]),
+        )
+        shared = {n: a for s in known.values() for n, a in s.shared(stream).items()}
+        state.streams[name] = StreamState(stream, shared, {})
+    for index, (name, entry) in enumerate(description["sites"].items()):
+        site = Site(**entry["site"])
+        own = {n: known[n].accumulators(site) for n in entry["statistics"]}
+        state.sites[name] = SiteState(site, entry["stream"], own, Shift(site.width), order=index)
+        stream_state = state.streams[entry["stream"]]
+        for n in description["streams"][entry["stream"]]["statistics"]:
+            stream_state.statistics.setdefault(n, known[n].accumulators(site))
+        for n in description["whole"]:
+            state.whole.setdefault(n, known[n].accumulators(site))
+    for path, accumulator in state.accumulators():
+        start = path + "/"
+        accumulator.adopt(
+            {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}, path
+        )
+    return state
+
+
+def _statistic(name: str, entry: Mapping[str, Any], given: Mapping[str, Statistic]) -> Statistic:
+    if name in given:
+        mine, theirs = given[name].parameters, entry["parameters"]
+        for key in {*mine, *theirs}:
+            if mine.get(key) != theirs.get(key):
+                raise SchemaError(
+                    f"{name}.{key} differs: {mine.get(key)!r} in the statistic given, "
+                    f"{theirs.get(key)!r} in the file"
+                )
+        return given[name]
+    if name not in REGISTRY:
+        raise SchemaError(
+            f"the file has the statistic {name!r} ({entry['class']}), which is not geomhooks' own; "
+            f"give it: gh.load(path, statistics=[{entry['class'].rpartition('.')[2]}(...)])"
+        )
+    return REGISTRY[name](**entry["parameters"])
+
+
+def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, Any] | None) -> None:
+    """Write a state, all or nothing: a reader never sees half a file."""
+    import geomhooks
+
+    counts = {
+        name: dict(zip(CENSUS, s.stream.census.value.tolist(), strict=True))
+        for name, s in state.streams.items()
+    }
+    document = {
+        "schema": SCHEMA,
+        "description": state.describe(),
+        "counts": counts,
+        "versions": {"geomhooks": geomhooks.__version__, "torch": str(torch.__version__)},
+        "notes": dict(notes or {}),
+    }
+    try:
+        text = json.dumps(document)
+    except TypeError as error:
+        raise SchemaError(f"notes and statistics' parameters have to be JSON: {error}") from error
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in state.tensors().items()}
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(to_bytes(tensors, metadata={KEY: text}))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(OSError):
+            mask = os.umask(0)
+            os.umask(mask)
+            Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+
+
+def read_file(
+    path: str | os.PathLike[str], statistics: Iterable[Statistic] = ()
+) -> tuple[State, dict[str, Any]]:
+    """Read a file; returns the state and the notes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: it is truncated, not geomhooks', or of a newer schema.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no such file: {os.fspath(path)}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if KEY not in metadata:
+                raise FileFormatError(
+                    f"{os.fspath(path)} is a safetensors file, but not geomhooks'"
+                )
+            document = json.loads(metadata[KEY])
+            if document.get("schema") != SCHEMA:
+                raise FileFormatError(
+                    f"{os.fspath(path)} has schema {document.get('schema')!r}; this version "
+                    f"reads {SCHEMA}. "
+                    "Upgrade geomhooks: pip install -U geomhooks"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(
+            f"{os.fspath(path)} is truncated or no geometry file: {error}"
+        ) from error
+    try:
+        state = unpack_state({**document, "tensors": tensors}, statistics)
+    except SchemaError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(
+            f"{os.fspath(path)}: its description does not fit together: {error!r}"
+        ) from error
+    return state, dict(document.get("notes", {}))

@@ -1,0 +1,21 @@
+"""Pure functions of finished tensors; they know neither modules nor statistics."""
+
+from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
+from geomhooks.functional.two_way import (
+    Components,
+    Design,
+    connected_positions,
+    singular_value_floor,
+    variance_components,
+)
+
+__all__ = [
+    "Components",
+    "Design",
+    "concentration",
+    "connected_positions",
+    "mean_pairwise_cosine",
+    "resultant_length",
+    "singular_value_floor",
+    "variance_components",
+]

@@ -1,0 +1,74 @@
+"""The move of a state on the hyper-sphere, from sums over its entries.
+
+With y the state before and h = y + u after, both centred (less the mean of their entries, marked
+c), r = |y_c| and e = y_c / r:
+
+    radial      rho = <u_c, e>                      how far it moves outwards
+    tangential  tau = sqrt(|u_c|^2 - rho^2)         how far it moves along the sphere
+    angle       theta = atan2(tau, r + rho)         between y_c and h_c
+
+The angle comes from the update itself and keeps its digits where it is small, which the arc cosine
+of a cosine near 1 does not. (Geometry of pre-norm residual updates after R. Molina, "Traveling
+Words", arXiv 2309.07315.)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Step", "centred_square", "step"]
+
+
+class Step(NamedTuple):
+    """Angle in radians, radial and tangential part of an update."""
+
+    angle: Tensor
+    radial: Tensor
+    tangential: Tensor
+
+
+def centred_square(square: Tensor, ones: Tensor, width: int) -> Tensor:
+    """|h - m 1|^2 from |h|^2 and the sum of the entries; m is their mean."""
+    return (square - ones.square() / width).clamp(min=0)
+
+
+def step(
+    in_square: Tensor,
+    in_ones: Tensor,
+    update_ones: Tensor,
+    update_dot: Tensor,
+    slope: Tensor,
+    across_square: Tensor,
+    width: int,
+) -> Step:
+    """Angle, radial and tangential part of a move from y by u; all arguments of one shape.
+
+    Where a move is mostly radial, tau^2 = |u_c|^2 - rho^2 has no digits left. So the part of u
+    along y is taken off before squaring: with c near rho / r, and u' = u - c y,
+    tau^2 = |u'_c|^2 - (rho - c r)^2, and the last term is next to nothing.
+
+    Args:
+        in_square: |y|^2.
+        in_ones: sum of the entries of y.
+        update_ones: sum of the entries of u.
+        update_dot: <u, y>.
+        slope: c.
+        across_square: |u - c y|^2.
+        width: d.
+
+    Example: a quarter turn in the plane orthogonal to the ones direction.
+        >>> y, u = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([-1.0, 1.0, 0.0])
+        >>> u = u + torch.tensor([1.0, 1.0, -2.0]) / 3**0.5
+        >>> c = torch.tensor(-1.0)
+        >>> s = step(y @ y, y.sum(), u.sum(), u @ y, c, (u - c * y) @ (u - c * y), 3)
+        >>> [round(float(v), 4) for v in s]
+        [1.5708, -1.4142, 1.4142]
+    """
+    radius = centred_square(in_square, in_ones, width).sqrt()
+    radial = (update_dot - update_ones * in_ones / width) / radius
+    across = centred_square(across_square, update_ones - slope * in_ones, width)
+    tangential = (across - (radial - slope * radius).square()).clamp(min=0).sqrt()
+    return Step(torch.atan2(tangential, radius + radial), radial, tangential)

@@ -1,0 +1,27 @@
+"""What can go wrong between a command and the hooks: the model, the text, the output."""
+
+from __future__ import annotations
+
+from geomhooks.errors import GeomhooksError
+
+__all__ = ["ModelError", "OutOfMemoryError", "OutputError", "ResumeError", "TextError"]
+
+
+class ModelError(GeomhooksError, ValueError):
+    """A model cannot be loaded, or fails on a batch of text."""
+
+
+class TextError(GeomhooksError, ValueError):
+    """A text cannot be read: no such file, empty, no UTF-8, or no such field."""
+
+
+class OutputError(GeomhooksError, OSError):
+    """The output cannot be written where it should go."""
+
+
+class OutOfMemoryError(GeomhooksError, MemoryError):
+    """A batch does not fit in memory; the message names a size to try."""
+
+
+class ResumeError(GeomhooksError, ValueError):
+    """A run cannot go on from what was found beside its output."""

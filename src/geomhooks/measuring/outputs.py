@@ -1,0 +1,48 @@
+"""Geometry files that a run writes: checked before it, whole or not at all after it."""
+
+from __future__ import annotations
+
+from glob import escape
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import geomhooks as gh
+from geomhooks.measuring.errors import OutputError
+
+__all__ = ["check_writable", "remove_unfinished", "save"]
+
+
+def check_writable(path: Path) -> None:
+    """Find out before a long run whether its output can be written.
+
+    Raises:
+        OutputError: says why it cannot.
+    """
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
+    try:
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write to {path.parent}: {error.strerror}") from error
+
+
+def save(geometry: gh.Geometry, path: Path, notes: dict[str, Any]) -> None:
+    """Write a geometry file, or say why not.
+
+    Raises:
+        OutputError: the disk is full, or the like.
+    """
+    try:
+        geometry.save(path, notes=notes)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a run to the same output left half-written when it was killed."""
+    for part in path.parent.glob(f".{escape(path.name)}*.part"):
+        part.unlink(missing_ok=True)

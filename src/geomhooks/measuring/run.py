@@ -1,0 +1,200 @@
+"""One run of a model over a text: stream, checkpoint, resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import geomhooks as gh
+from geomhooks.errors import GeomhooksError
+from geomhooks.measuring.batches import Batch, Cursor, batches
+from geomhooks.measuring.errors import (
+    ModelError,
+    OutOfMemoryError,
+    TextError,
+)
+from geomhooks.measuring.models import Reader
+from geomhooks.measuring.outputs import save
+from geomhooks.measuring.settings import Settings, check_same, statistics_named
+from geomhooks.measuring.texts import Source
+
+__all__ = ["Progress", "Run", "Stopped", "is_out_of_memory"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        cursor: where the next batch begins.
+        done: the same as a length, of `total`.
+        total: length of the texts.
+        contexts: read so far.
+        tokens: read so far, padding left out.
+        seconds: spent so far, earlier parts of a resumed run included.
+        finished: nothing is left to read.
+    """
+
+    cursor: Cursor = field(default_factory=Cursor)
+    done: float = 0.0
+    total: int = 0
+    contexts: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and has saved what is needed to go on."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(f"stopped after {progress.tokens:,} tokens")
+        self.progress = progress
+
+
+class Run:
+    """A model that reads texts under a watch.
+
+    Args:
+        reader: model and tokenizer.
+        sources: texts, in order.
+        settings: what to measure, and how to cut the text.
+        checkpoint: file that keeps the state of an unfinished run; ``None`` keeps none.
+        every: seconds between two checkpoints.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        sources: Sequence[Source],
+        settings: Settings,
+        checkpoint: Path | None = None,
+        every: float = 60.0,
+    ) -> None:
+        self.reader = reader
+        self.sources = sources
+        self.settings = settings
+        self.checkpoint = checkpoint
+        self.every = every
+        self.progress = Progress(total=sum(source.size for source in sources))
+        self.watch = gh.watch(
+            reader.model,
+            sites=settings.sites[0] if len(settings.sites) == 1 else list(settings.sites),
+            statistics=statistics_named(
+                settings.statistics, contexts=settings.contexts, positions=reader.length
+            ),
+        )
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What to write beside the numbers: the settings and how far the run is."""
+        return {"settings": asdict(self.settings), "progress": asdict(self.progress)}
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint; False where there is none.
+
+        Raises:
+            ResumeError: it belongs to a run with other settings.
+        """
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return False
+        geometry = gh.load(self.checkpoint)
+        check_same(self.checkpoint, geometry.notes, self.settings)
+        saved = geometry.notes["progress"]
+        self.watch.load_state_dict(geometry.state_dict())
+        self.progress = Progress(**{**saved, "cursor": Cursor(*saved["cursor"])})
+        return True
+
+    def read(
+        self,
+        report: Callable[[Progress], None] = lambda progress: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> gh.Geometry:
+        """Read what is left of the texts.
+
+        Args:
+            report: called after each batch.
+            stop: asked after each batch; where it says yes, the state is saved and the run ends.
+
+        Raises:
+            Stopped: `stop` said yes.
+            OutOfMemoryError: a batch, or the state, does not fit.
+            TextError: there is no text in the texts.
+        """
+        saved = time.monotonic()
+        start = saved - self.progress.seconds
+        device = next(self.reader.model.parameters()).device
+        left = batches(
+            self.sources,
+            self.reader.cut,
+            self.settings.batch_size,
+            self.reader.pad,
+            self.progress.cursor,
+        )
+        first = next(left, None)
+        if first is None and not self.progress.contexts:
+            names = ", ".join(source.name for source in self.sources)
+            raise TextError(f"there is no text in {names}")
+        with torch.inference_mode(), self.watch if first else nullcontext():
+            for batch in chain([first] if first else [], left):
+                self._forward(batch, device)
+                self.progress = replace(
+                    self.progress,
+                    cursor=batch.after,
+                    done=batch.done,
+                    contexts=self.progress.contexts + len(batch.contexts),
+                    tokens=self.progress.tokens + batch.tokens,
+                    seconds=time.monotonic() - start,
+                )
+                report(self.progress)
+                if stop():
+                    self.save_checkpoint()
+                    raise Stopped(self.progress)
+                if self.checkpoint and time.monotonic() - saved >= self.every:
+                    self.save_checkpoint()
+                    saved = time.monotonic()
+        self.progress = replace(self.progress, done=self.progress.total, finished=True)
+        return self.watch.geometry()
+
+    def save_checkpoint(self) -> None:
+        """Write the state, and how far the text has been read, to one file at once."""
+        if self.checkpoint is not None:
+            save(self.watch.geometry(), self.checkpoint, self.notes)
+
+    def _forward(self, batch: Batch, device: torch.device) -> None:
+        try:
+            with self.watch.tokens(contexts=batch.contexts.to(device)):
+                self.reader.model(
+                    input_ids=batch.input_ids.to(device),
+                    attention_mask=batch.attention_mask.to(device),
+                )
+        except GeomhooksError:
+            raise
+        except (RuntimeError, MemoryError, IndexError, ValueError) as error:
+            rows, columns = batch.input_ids.shape
+            if is_out_of_memory(error):
+                smaller = (
+                    f"--batch-size {rows // 2}" if rows > 1 else f"--max-length {columns // 2}"
+                )
+                raise OutOfMemoryError(
+                    f"out of memory on {device} at {rows} contexts of {columns} tokens: "
+                    f"try {smaller}"
+                ) from error
+            raise ModelError(
+                f"the model failed at {rows} contexts of {columns} tokens: "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """CUDA has a class of its own for it, the CPU a RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+    )

@@ -1,0 +1,91 @@
+"""What decides the numbers of a run, and whether two runs have the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import geomhooks as gh
+from geomhooks.measuring.errors import ResumeError
+
+__all__ = ["Settings", "check_same", "statistics_named"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers of a run; one that goes on must have the same.
+
+    Attributes:
+        model: hub name or folder.
+        text: name and hash of each text.
+        statistics: by name.
+        sites: as :func:`geomhooks.watch` takes them.
+        batch_size: contexts in a batch.
+        max_length: the most tokens of a context.
+        contexts: how many contexts to keep.
+        dtype: of the model.
+        gguf_file: the weights, if they come from one.
+    """
+
+    model: str
+    text: tuple[tuple[str, str], ...]
+    statistics: tuple[str, ...]
+    sites: tuple[str, ...]
+    batch_size: int
+    max_length: int
+    contexts: int
+    dtype: str
+    gguf_file: str | None = None
+
+
+def statistics_named(names: Sequence[str], **options: Any) -> list[gh.Statistic]:
+    """Statistics by name, each with those of the options that it has."""
+    known = gh.statistics.REGISTRY
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no statistic {name!r}; there are {', '.join(sorted(known))}")
+    built = []
+    for name in names:
+        takes = signature(known[name]).parameters
+        built.append(known[name](**{key: options[key] for key in options if key in takes}))
+    return built
+
+
+def check_same(path: Path, notes: dict[str, Any], settings: Settings) -> None:
+    """Refuse to go on from a file that other settings made.
+
+    Raises:
+        ResumeError: names each setting that differs, with both values.
+    """
+    saved = notes.get("settings")
+    if not isinstance(saved, dict):
+        raise ResumeError(f"{path} was not written by geomhooks measure, so it cannot be resumed")
+    wanted = asdict(settings)
+    differ = [name for name in wanted if saved.get(name) != _jsonable(wanted[name])]
+    if differ:
+        changes = "; ".join(_change(name, saved.get(name), wanted[name]) for name in differ)
+        raise ResumeError(
+            f"cannot resume from {path}: {changes}. Give the same again, or start anew with "
+            "--overwrite"
+        )
+
+
+def _jsonable(value: Any) -> Any:
+    return [_jsonable(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _change(name: str, old: Any, new: Any) -> str:
+    if name != "text":
+        return f"{name} was {_shown(old)}, now {_shown(new)}"
+    before, now = [file for file, _ in old or ()], [file for file, _ in new]
+    if before != now:
+        return f"text was {', '.join(before)}, now {', '.join(now)}"
+    changed = [a[0] for a, b in zip(old, _jsonable(new), strict=True) if a != b]
+    return f"text {', '.join(changed)} has changed, or is cut into other documents"
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

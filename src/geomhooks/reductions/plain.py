@@ -1,0 +1,178 @@
+"""The definition of every reduction, in ordinary torch operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geomhooks.tokens import Tokens
+
+__all__ = ["NAMES", "Reduced", "reduce_plain", "reduce_update_plain", "unit_weights"]
+
+NAMES = frozenset(
+    {
+        "squared_norm",
+        "ones",
+        "shifted_squared_norm",
+        "position_sum",
+        "context_sum",
+        "unit_sum",
+        "step",
+        "shifted",
+    }
+)
+
+
+@dataclass
+class Reduced:
+    """The reductions of one site and forward; ``None`` where no statistic needs it.
+
+    x = h - shift. Sums run over the tokens in ``keep``; all are in float32, or in float64 where
+    the hidden states are.
+
+    Attributes:
+        keep: (B, T) bool, tokens that are real and whose hidden state is finite.
+        squared_norm: (B, T) |h|^2.
+        ones: (B, T) sum of the entries of h.
+        shifted_squared_norm: (B, T) |x|^2.
+        position_sum: (T, d), or (capacity, d) where positions are not columns: sum of x.
+        context_sum: (M, d) sum of x.
+        shift_dot: (B, T) <x, shift>.
+        unit_sum: (4, d) sums of x / |h - m 1| and of x / |h| over the tokens at positions other
+            than 0, then over those at position 0; m is the mean of the entries of h.
+        update_ones: (B, T) sum of the entries of u = h - y, y the block's input.
+        update_dot: (B, T) <u, y>.
+        slope: (B, T) some c for which u - c y is about orthogonal to y, both centred.
+        across_squared_norm: (B, T) |u - c y|^2.
+        in_squared_norm: (B, T) |y|^2.
+        in_ones: (B, T) sum of the entries of y.
+        shifted: (B, T, d) x, 0 where not kept; only for statistics that need products of it.
+    """
+
+    keep: Tensor
+    squared_norm: Tensor | None = None
+    ones: Tensor | None = None
+    shifted_squared_norm: Tensor | None = None
+    position_sum: Tensor | None = None
+    context_sum: Tensor | None = None
+    shift_dot: Tensor | None = None
+    unit_sum: Tensor | None = None
+    update_ones: Tensor | None = None
+    update_dot: Tensor | None = None
+    slope: Tensor | None = None
+    across_squared_norm: Tensor | None = None
+    in_squared_norm: Tensor | None = None
+    in_ones: Tensor | None = None
+    shifted: Tensor | None = None
+
+
+def reduce_plain(
+    needs: frozenset[str],
+    out: Tensor,
+    into: Tensor | None,
+    tokens: Tokens,
+    shift: Tensor,
+    known: Reduced | None = None,
+) -> Reduced:
+    """Compute what is needed of ``out`` (B, T, d) and the block's input ``into`` (B, T, d).
+
+    Args:
+        needs: names out of :data:`NAMES`.
+        out: hidden states.
+        into: the block's input, or None.
+        tokens: which entries are real, their positions and contexts.
+        shift: (d,) the vector that sums are taken about.
+        known: the reductions of ``into`` as the output of another site.
+    """
+    dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
+    width = out.shape[-1]
+    h = out.to(dtype)
+    shift = shift.to(dtype)
+    squared = h.square().sum(-1)
+    keep = tokens.real & torch.isfinite(squared)
+    x = torch.where(keep[..., None], h - shift, 0.0)
+    r = Reduced(keep)
+    r.squared_norm = torch.where(keep, squared, 0.0)
+    r.ones = torch.where(keep, h.sum(-1), 0.0)
+    r.shifted_squared_norm = x.square().sum(-1)
+    if "position_sum" in needs:
+        r.position_sum = position_sum(x, tokens)
+    if "context_sum" in needs:
+        r.context_sum = context_sum(x, tokens)
+    if "unit_sum" in needs:
+        weights = unit_weights(r.squared_norm, r.ones, keep, tokens.positions == 0, width)
+        r.unit_sum = torch.einsum("wbt,btd->wd", weights, x)
+        r.shift_dot = x @ shift
+    if "step" in needs and into is not None:
+        add_update(r, h, into.to(dtype), known)
+    if "shifted" in needs:
+        r.shifted = x
+    return r
+
+
+def add_update(r: Reduced, h: Tensor, y: Tensor, known: Reduced | None = None) -> Reduced:
+    """Fill in the reductions of the update h - y from the block's input y."""
+    if known is not None and known.squared_norm is not None and known.ones is not None:
+        square, ones = known.squared_norm, known.ones
+    else:
+        square, ones = y.square().sum(-1), y.sum(-1)
+    r.in_squared_norm, r.in_ones = square, ones
+    update = h - y
+    r.update_ones, r.update_dot = update.sum(-1), (update * y).sum(-1)
+    r.slope = slope_of(square, ones, r.update_dot, r.update_ones, h.shape[-1])
+    r.across_squared_norm = (update - r.slope[..., None] * y).square().sum(-1)
+    return r
+
+
+def slope_of(square: Tensor, ones: Tensor, dot: Tensor, update_ones: Tensor, width: int) -> Tensor:
+    """The multiple of y_c that comes nearest to u_c, both less the mean of their entries."""
+    slope = (dot - update_ones * ones / width) / (square - ones.square() / width)
+    return slope.nan_to_num(0.0, 0.0, 0.0)
+
+
+def reduce_update_plain(out: Tensor, into: Tensor) -> Reduced:
+    """The reductions of the update from ``into`` to ``out`` alone."""
+    dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
+    everything = torch.ones(out.shape[:-1], dtype=torch.bool, device=out.device)
+    return add_update(Reduced(everything), out.to(dtype), into.to(dtype))
+
+
+def unit_weights(squared: Tensor, ones: Tensor, keep: Tensor, first: Tensor, width: int) -> Tensor:
+    """Weights (4, B, T) with which states add up to the four unit sums of :class:`Reduced`."""
+    centred = 1 / (squared - ones.square() / width).clamp(min=0).sqrt()
+    raw = 1 / squared.sqrt()
+    # A zero vector has no direction: its weight is 0, not infinite.
+    weights = torch.stack([centred, raw])
+    weights = torch.where(keep & torch.isfinite(weights), weights, 0.0)
+    return torch.cat([torch.where(first, 0.0, weights), torch.where(first, weights, 0.0)])
+
+
+def position_sum(x: Tensor, tokens: Tokens) -> Tensor:
+    """Sum x (B, T, d) by position."""
+    if tokens.start is not None:
+        return x.sum(0)
+    sums = x.new_zeros((tokens.capacity, x.shape[-1]), dtype=wide_of(x))
+    return sums.index_add_(0, tokens.positions.reshape(-1), x.flatten(0, 1).to(sums.dtype))
+
+
+def context_sum(x: Tensor, tokens: Tokens) -> Tensor:
+    """Sum x (B, T, d) by context, (M, d)."""
+    if tokens.segments is not None:
+        sums = x.new_zeros((tokens.number + 1, x.shape[-1]), dtype=wide_of(x))
+        sums.index_add_(0, tokens.segments.reshape(-1), x.flatten(0, 1).to(sums.dtype))
+        return sums[:-1]
+    return gather_rows(x.sum(1), tokens)
+
+
+def gather_rows(sums: Tensor, tokens: Tokens) -> Tensor:
+    """Sums by row (B, d) to sums by context, where several rows may be one context."""
+    if tokens.rows is None:
+        return sums
+    return torch.zeros_like(sums).index_add_(0, tokens.rows, sums)
+
+
+def wide_of(x: Tensor) -> torch.dtype:
+    """The type for sums of many rows, float64 where the device has it."""
+    return torch.float32 if x.device.type == "mps" else torch.float64

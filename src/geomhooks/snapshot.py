@@ -1,0 +1,252 @@
+"""``Geometry``: the results by site, as tensors; stack, scalars, save, load, merge."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from geomhooks.errors import HookError, MissingExtraError, SchemaError, SiteError, WatchError
+from geomhooks.files import pack_state, read_file, write_file
+from geomhooks.results import Result, Unavailable
+from geomhooks.state import SiteState, State
+from geomhooks.statistics.base import Statistic
+from geomhooks.tokens import CENSUS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Geometry", "load", "merge"]
+
+
+class Geometry:
+    """A snapshot of running geometry; results are computed when they are first read.
+
+    ``geometry[site]`` has the results of each statistic by its name, such as
+    ``geometry["transformer.h.3"].pos_ctx.mean``. Statistics over a token stream or the whole model
+    are under ``geometry.model``. ``geometry.tokens`` says for each token stream how many forwards
+    and tokens were counted, masked, beyond the capacity, or in contexts for which a forward had no
+    room.
+    """
+
+    def __init__(
+        self, state: State, notes: Mapping[str, Any] | None = None, *, strict: bool = True
+    ) -> None:
+        self._state = state
+        self.notes = dict(notes or {})
+        self._results: dict[str, Result] = {}
+        fired = {name: s for name, s in state.sites.items() if int(s.forwards.value) > 0}
+        if not any(
+            int(s.stream.census.value[CENSUS.index("real")]) for s in state.streams.values()
+        ):
+            raise WatchError(
+                "no token has been counted yet: run the model inside the watch (and check that the "
+                "mask leaves real tokens)"
+            )
+        silent = [name for name in state.sites if name not in fired]
+        if silent and strict:
+            raise HookError(f"these sites have counted nothing: {', '.join(silent)}")
+        self._sites = dict(sorted(fired.items(), key=lambda item: item[1].order))
+        self.uneven = self._find_uneven()
+        if self.uneven:
+            warnings.warn(
+                "sites of one token stream have seen different numbers of forwards, as after an "
+                f"exception half way or a module that runs several times: {self.uneven}",
+                stacklevel=3,
+            )
+
+    def _find_uneven(self) -> dict[str, int]:
+        """Forwards by site, for streams whose sites do not agree."""
+        by_stream: dict[str, dict[str, int]] = {}
+        for name, site in self._sites.items():
+            by_stream.setdefault(site.stream, {})[name] = int(site.forwards.value)
+        return {
+            name: number
+            for stream, numbers in by_stream.items()
+            for name, number in numbers.items()
+            if number != int(self._state.streams[stream].stream.census.value[0])
+        }
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of the sites in forward order."""
+        return list(self._sites)
+
+    @property
+    def tokens(self) -> dict[str, dict[str, int]]:
+        """Counts of each token stream: forwards, entries, real, masked, beyond, crowded."""
+        return {
+            name: dict(zip(CENSUS, s.stream.census.value.tolist(), strict=True))
+            for name, s in self._state.streams.items()
+        }
+
+    def __getitem__(self, site: str) -> Result:
+        """The results of one site, by statistic.
+
+        Raises:
+            SiteError: there is no such site.
+        """
+        if site not in self._sites:
+            raise SiteError(f"no site {site!r}; there are {', '.join(self._sites)}")
+        if site not in self._results:
+            self._results[site] = self._compute(self._sites[site])
+        return self._results[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def __repr__(self) -> str:
+        return (
+            f"Geometry({self._state.model}, {len(self)} sites: {', '.join(self._state.statistics)})"
+        )
+
+    @property
+    def model(self) -> Result:
+        """Results of statistics whose state is the whole model's, or a token stream's.
+
+        Those of a stream are under ``geometry.model[stream][statistic]``.
+        """
+        results: dict[str, Any] = {
+            name: Result(**self._state.statistics[name].compute(accumulators))
+            for name, accumulators in self._state.whole.items()
+        }
+        for name, stream in self._state.streams.items():
+            found = {
+                s: Result(**self._state.statistics[s].compute({**stream.shared, **accumulators}))
+                for s, accumulators in stream.statistics.items()
+            }
+            if found:
+                results[name] = Result(**found)
+        return Result(**results)
+
+    def _compute(self, site: SiteState) -> Result:
+        shared = self._state.streams[site.stream].shared
+        given = {"site": site.site, "shift": site.shift["value"]}
+        found: dict[str, Any] = {}
+        for name, accumulators in site.statistics.items():
+            with torch.no_grad():
+                found[name] = Result(
+                    **self._state.statistics[name].compute({**shared, **accumulators, **given})
+                )
+        return Result(**found)
+
+    def stack(self, path: str) -> Tensor:
+        """One result over all sites that have it, in forward order, (L, ...).
+
+        Args:
+            path: statistic and result, such as ``"pos_ctx.mean"`` or ``"sphere.radius.mean"``.
+
+        Raises:
+            SiteError: no site has it.
+            SchemaError: its shape differs between sites.
+        """
+        found = {
+            name: value for name in self._sites if (value := self._lookup(name, path)) is not None
+        }
+        if not found:
+            raise SiteError(
+                f"no site has a tensor {path!r}; the first has {_paths(self[self.sites[0]])}"
+            )
+        shapes = {name: tuple(value.shape) for name, value in found.items()}
+        if len(set(shapes.values())) > 1:
+            raise SchemaError(
+                f"{path!r} cannot be stacked, its shape differs between sites: {shapes}"
+            )
+        return torch.stack(list(found.values()))
+
+    def _lookup(self, site: str, path: str) -> Tensor | None:
+        value: Any = self[site]
+        for part in path.split("."):
+            if not isinstance(value, Result) or part not in value:
+                return None
+            value = value[part]
+        return value if isinstance(value, Tensor) else None
+
+    def scalars(self) -> dict[str, float]:
+        """All single numbers, flat: ``{"transformer.h.3/sphere/radius/mean": 12.3, ...}``."""
+        flat: dict[str, float] = {}
+        for name in self._sites:
+            flat |= self[name].scalars(f"{name}/")
+        return flat | self.model.scalars("model/")
+
+    def frame(self) -> pd.DataFrame:
+        """The scalars as a pandas table, a row for each site.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError(
+                "frame() needs pandas: pip install 'geomhooks[frame]'"
+            ) from error
+        return pd.DataFrame({name: self[name].scalars() for name in self._sites}).T.rename_axis(
+            "site"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state behind the snapshot, for :meth:`Watch.load_state_dict`."""
+        return pack_state(self._state)
+
+    def save(self, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
+        """Write one safetensors file, atomically.
+
+        Args:
+            path: where to; an existing file is replaced.
+            notes: anything JSON can hold, to be found again as ``geometry.notes``.
+        """
+        write_file(path, self._state, self.notes if notes is None else notes)
+
+
+def load(path: str | os.PathLike[str], *, statistics: Iterable[Statistic] = ()) -> Geometry:
+    """Read a geometry from a file.
+
+    Args:
+        path: a file that :meth:`Geometry.save` wrote.
+        statistics: instances of your own statistics in it; files never run code.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: the file is truncated, foreign, or newer than this library.
+        SchemaError: a statistic in it is unknown or has other parameters.
+    """
+    state, notes = read_file(path, statistics)
+    return Geometry(state, notes, strict=False)
+
+
+def merge(geometries: Sequence[Geometry]) -> Geometry:
+    """The geometry of all shards together, as if one stream had seen their tokens.
+
+    Args:
+        geometries: snapshots of different runs over the same model, sites and statistics.
+
+    Raises:
+        SchemaError: a shard is in two of them, or they differ; the message names the field.
+    """
+    if not geometries:
+        raise SchemaError("merge needs at least one geometry")
+    state = geometries[0]._state.clone("cpu")
+    for other in geometries[1:]:
+        state.merge(other._state)
+    return Geometry(state, geometries[0].notes, strict=False)
+
+
+def _paths(result: Result) -> str:
+    names = []
+    for statistic in result:
+        value = result._values[statistic]
+        if isinstance(value, Result):
+            names += [
+                f"{statistic}.{n}"
+                for n, v in value._values.items()
+                if not isinstance(v, Unavailable)
+            ]
+    return ", ".join(names)

@@ -1,0 +1,166 @@
+"""What a statistic is: accumulators, one update, one computation; no modules, no hooks."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from geomhooks.accumulators import Accumulator
+from geomhooks.tokens import Tokens, TokenStream
+
+if TYPE_CHECKING:
+    from geomhooks.reductions import Reduced
+
+__all__ = ["LAWS", "REGISTRY", "Reading", "Site", "Statistic"]
+
+LAWS = frozenset(
+    {
+        "reference",  # streamed == dense float64 reference
+        "batching",  # any batching == one batch
+        "merge",  # merge of shards == one stream
+        "order",  # any order of batches
+        "resume",  # save, load, go on == uninterrupted
+        "mask",  # masked entries may hold NaN without effect
+        "padding",  # left padding == right padding == none, given the same position_ids
+        "packing",  # packed == padded
+        "generation",  # generation with a KV cache == one full forward
+    }
+)
+
+REGISTRY: dict[str, type[Statistic]] = {}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a model where a statistic is taken; all that a statistic may know of it.
+
+    Attributes:
+        name: canonical module name, with ``@in`` for an input.
+        width: d.
+        positions: capacity T of its token stream.
+        kind: "block", "norm", "attention", "mlp", "embeddings" or "other".
+        has_input: a hidden state of the same shape comes in, so that there is a tap "in".
+        stack: name of the stack of blocks that it belongs to, or "".
+        first: the first block of its stack, or the input of it.
+        last: the last block of its stack.
+        whole_stack: all blocks of its stack are watched.
+        norm_eps: epsilon of a norm module, else None.
+        norm_centred: the norm module subtracts the mean of the entries.
+    """
+
+    name: str
+    width: int
+    positions: int
+    kind: str = "other"
+    has_input: bool = False
+    stack: str = ""
+    first: bool = False
+    last: bool = False
+    whole_stack: bool = False
+    norm_eps: float | None = None
+    norm_centred: bool = False
+
+
+@dataclass
+class Reading:
+    """One forward at one site, as a statistic sees it.
+
+    Attributes:
+        site: where.
+        taps: the tensors by name, (B, T, d): "out", and "in" where there is one; at norm modules
+            also "gain" and "bias" (d,).
+        tokens: which entries are real, their positions and contexts.
+        reductions: the shared reductions that statistics asked for in ``needs``.
+        shift: (d,) the site's fixed shift, about which some reductions are taken.
+        plans: what each shared accumulator of the stream said of this forward.
+        carry: this statistic's scratch for this forward; dropped at its end or on an exception.
+    """
+
+    site: Site
+    taps: dict[str, Tensor]
+    tokens: Tokens
+    reductions: Reduced
+    shift: Tensor
+    plans: dict[str, Any]
+    carry: dict[Any, Any]
+
+
+class Statistic(ABC):
+    """Mathematics of one statistic, streamed.
+
+    A subclass says which tensors it reads (``taps``, and ``optional_taps`` that not every site
+    has), which shared reductions it ``needs``, for what one state is kept (``scope``: "site",
+    "stream" for all sites of one token stream, or "model"), and which of the :data:`LAWS` it
+    obeys. Its state is a dictionary of accumulators; batches, shards, ranks, files and windows are
+    theirs to handle.
+
+    Example:
+        >>> import torch, geomhooks as gh
+        >>> class LargestEntry(gh.Statistic):
+        ...     '''Largest |h_i| at each position, shape (T,).'''
+        ...
+        ...     def accumulators(self, site):
+        ...         return {"largest": gh.Max((site.positions,))}
+        ...
+        ...     def update(self, state, reading):
+        ...         entry = reading.taps["out"].abs().amax(-1)
+        ...         state["largest"].add(entry, at=reading.tokens.at, where=reading.tokens.real)
+        ...
+        ...     def compute(self, state):
+        ...         return {"largest": state["largest"].value}
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        >>> with gh.watch(model, statistics=[LargestEntry()], positions=3) as watch:
+        ...     _ = model(torch.ones(1, 3, 2))
+        >>> watch.geometry()["0@in"].largest_entry.largest
+        tensor([1., 1., 1.], dtype=torch.float64)
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ("out",)
+    optional_taps: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    scope: ClassVar[str] = "site"
+    laws: ClassVar[frozenset[str]] = LAWS
+    name: ClassVar[str] = ""
+    positions: int | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__dict__.get("name"):
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        if cls.__module__.split(".")[0] == "geomhooks":
+            REGISTRY[cls.name] = cls
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments, by which two states are known to be alike."""
+        names = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def needs_at(self, site: Site) -> tuple[str, ...]:
+        """The shared reductions it needs at one site; ``needs`` unless overridden."""
+        return self.needs
+
+    def shared(self, stream: TokenStream) -> dict[str, Accumulator]:
+        """Accumulators over tokens alone, kept once per stream; ``observe(tokens)`` feeds them."""
+        return {}
+
+    @abstractmethod
+    def accumulators(self, site: Site) -> dict[str, Accumulator]:
+        """The state at one site, not yet allocated."""
+
+    @abstractmethod
+    def update(self, state: Mapping[str, Any], reading: Reading) -> None:
+        """Add one forward: on the device, without a branch on data or a growing allocation."""
+
+    @abstractmethod
+    def compute(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Turn a finished state into named results.
+
+        ``state`` also holds the stream's shared accumulators, and "site" and "shift".
+        """

@@ -1,0 +1,338 @@
+"""The decomposition h = mu + pos + ctx + resid of a site's hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from geomhooks.accumulators import EMPTY, Accumulator
+from geomhooks.contexts import Contexts
+from geomhooks.errors import SiteError
+from geomhooks.functional.two_way import (
+    singular_value_floor,
+    variance_components,
+)
+from geomhooks.results import Result, Unavailable
+from geomhooks.statistics.base import Reading, Site, Statistic
+from geomhooks.tokens import TokenStream
+from geomhooks.two_way import TwoWay
+
+__all__ = ["PosCtx"]
+
+
+class PosCtx(Statistic):
+    r"""Position and context parts of hidden states, exact for any mask.
+
+    The hidden state at position t of context c is fitted by least squares over all tokens,
+
+    .. math:: h_{c,t} = \mu + pos_t + ctx_c + resid_{c,t}, \quad \sum_t pos_t = \sum_c ctx_c = 0,
+
+    sums over the positions and contexts that occur. Where every context covers every position
+    these are plain means: mu over all tokens, pos_t over contexts and ctx_c over positions, less
+    mu (Song & Zhong, "Uncovering hidden geometry in transformers via disentangling position and
+    context", arXiv 2310.04861).
+
+    Args:
+        contexts: how many contexts to keep, a uniform sample of all; means, shares and noise are
+            over all contexts whatever is kept.
+        positions: capacity T; by default the smaller of the model's maximum and 2048. Tokens
+            beyond it are left out and counted.
+        second_moment: also stream the (d, d) second moment, for ``covariance`` and
+            ``resid_covariance``. Costs a matrix product.
+        open_contexts: how many contexts may be unfinished at once, and how many one forward of
+            packed tokens may hold.
+        max_bytes: refuse a configuration whose state at one site, or for one stream, would take
+            more.
+
+    Results, float64, over positions up to the last that occurs (NaN rows for those that do not):
+
+    - ``mean`` (d,) mu; ``pos`` (T, d); ``ctx`` (C, d) of the contexts kept, with ``context_id``,
+      ``context_length`` and ``context_group`` (C,).
+    - ``position_mean`` (T, d), plain means over the tokens at each position; ``position_count``
+      (T,); ``count``, ``contexts``, ``split_contexts``: tokens, contexts seen, and contexts that
+      went on after they had been closed.
+    - ``shares.pos``, ``.ctx``, ``.resid``: sums of squares of the three parts over all tokens,
+      divided by their sum. ``cross_share``: twice the product of pos and ctx over the same sum;
+      zero where every context covers every position.
+    - ``components``: random-effects variance components (traces over d), free of the noise that
+      finite samples add to the shares; ``corrected_shares``: the same, clipped at zero, as shares;
+      ``noise_shares``: what noise alone is expected to add to the raw shares.
+    - ``pos_standard_error`` (T,): root-mean-square length of the noise in pos_t;
+      ``singular_value_floor``: the largest singular value of pos expected from noise alone.
+    - ``covariance``, ``resid_covariance`` (d, d), with ``second_moment``.
+    - ``exact``: False where tokens were non-finite at this site, or a forward broke off, so that
+      the plain means are given instead of the fit.
+
+    Raises:
+        UnidentifiedError: on reading a result of the fit, where positions and contexts fall into
+            groups that nothing connects; the message lists them.
+
+    Example:
+        >>> import torch, geomhooks as gh
+        >>> model = torch.nn.Sequential(torch.nn.Identity())
+        >>> with gh.watch(model, sites="0", statistics=[gh.PosCtx(positions=4)]) as watch:
+        ...     _ = model(torch.randn(10, 4, 3))
+        >>> shares = watch.geometry()["0"].pos_ctx.shares
+        >>> round(float(shares.pos + shares.ctx + shares.resid), 6)
+        1.0
+    """
+
+    def __init__(
+        self,
+        contexts: int = 4096,
+        positions: int | None = None,
+        second_moment: bool = False,
+        open_contexts: int = 256,
+        max_bytes: int = 1 << 31,
+    ) -> None:
+        for name, value in (
+            ("contexts", contexts),
+            ("positions", positions),
+            ("open_contexts", open_contexts),
+        ):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"PosCtx({name}={value!r}): a positive integer is needed")
+        self.contexts = contexts
+        self.positions = positions
+        self.second_moment = second_moment
+        self.open_contexts = open_contexts
+        self.max_bytes = max_bytes
+
+    needs: ClassVar[tuple[str, ...]] = ("shifted_squared_norm", "position_sum", "context_sum")
+
+    def needs_at(self, site: Site) -> tuple[str, ...]:
+        """The reductions it needs; the outer products need the shifted states themselves."""
+        return (*self.needs, "shifted") if self.second_moment else self.needs
+
+    def shared(self, stream: TokenStream) -> dict[str, Accumulator]:
+        """The contexts of the stream and the design of the fit."""
+        contexts = Contexts(self.contexts, stream.positions, self.open_contexts)
+        self._refuse_above_limit(
+            contexts, f"the token stream {stream.name!r}", "positions, then contexts"
+        )
+        return {"contexts": contexts}
+
+    def accumulators(self, site: Site) -> dict[str, Accumulator]:
+        """The sums of one site."""
+        sums = TwoWay(
+            site.width, site.positions, self.contexts, self.open_contexts, self.second_moment
+        )
+        lower = (
+            "contexts, open_contexts, or second_moment=False"
+            if self.second_moment
+            else ("contexts or open_contexts")
+        )
+        self._refuse_above_limit(sums, f"site {site.name!r} (d = {site.width})", lower)
+        return {"sums": sums}
+
+    def _refuse_above_limit(self, accumulator: Accumulator, of: str, lower: str) -> None:
+        if accumulator.nbytes > self.max_bytes:
+            raise SiteError(
+                f"the state of PosCtx for {of} would take {accumulator.nbytes:,} bytes, more than "
+                f"max_bytes={self.max_bytes:,}. Lower {lower}; or raise max_bytes."
+            )
+
+    def update(self, state: Mapping[str, Any], reading: Reading) -> None:
+        """Add one forward."""
+        sums: TwoWay = state["sums"]
+        tokens, r = reading.tokens, reading.reductions
+        assert r.position_sum is not None
+        assert r.context_sum is not None
+        assert r.shifted_squared_norm is not None
+        if tokens.start is not None:
+            rows = tokens.at
+            sums["position_count"][rows].add_(r.keep.sum(0))
+            sums["position_sum"][rows].add_(r.position_sum)
+        else:
+            rows = tokens.positions.reshape(-1)
+            sums["position_count"].index_add_(0, rows, r.keep.reshape(-1).to(torch.int64))
+            sums["position_sum"].add_(r.position_sum)
+        sums["square"].add_(r.shifted_squared_norm.sum(dtype=sums["square"].dtype))
+        if self.second_moment:
+            assert r.shifted is not None
+            x = r.shifted.flatten(0, 1).to(sums["outer"].dtype)
+            sums["outer"].add_(x.T @ x)
+        sums.follow(reading.plans["contexts"], r.context_sum, tokens.count_by_context(r.keep))
+
+    def compute(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fit, and say how much of it is noise."""
+        contexts, fold = state["contexts"].closed()
+        sums = state["sums"].clone()
+        sums.close(fold)
+        shift: Tensor = state["shift"]
+        length = int(sums["position_count"].nonzero().max()) + 1
+        count = sums["position_count"][:length]
+        tokens = count.sum()
+        rows = (contexts.kept["key"] != EMPTY) & (sums["kept_count"] > 0)
+        kept = contexts.kept["key"].masked_fill(~rows, EMPTY).argsort()[int((~rows).sum()) :]
+        total = sums["position_sum"].sum(0)
+        # A module that runs several times in one forward shows each of its tokens so many times.
+        times = round(int(tokens) / max(1, int(contexts["position_count"].sum())))
+        exact = bool(torch.equal(sums["position_count"], times * contexts["position_count"]))
+        out: dict[str, Any] = {
+            "position_mean": sums["position_sum"][:length] / count[:, None] + shift,
+            "position_count": count,
+            "context_id": contexts.kept["key"][kept],
+            "context_length": sums["kept_count"][kept],
+            "context_group": contexts.kept["group"][kept],
+            "count": tokens,
+            "contexts": contexts["closed"],
+            "split_contexts": contexts["split"],
+            "exact": torch.tensor(exact),
+        }
+        if exact:
+            fit = self._fit(sums, contexts, count, kept, total, times)
+        else:
+            fit = self._plain_means(sums, contexts, count, kept, total)
+        if isinstance(fit, str):
+            out.update({name: Unavailable(fit) for name in FITTED})
+        else:
+            fit["mean"] = fit["mean"] + shift
+            out.update(fit)
+        if self.second_moment:
+            mean = total / tokens
+            out["covariance"] = sums["outer"] / tokens - torch.outer(mean, mean)
+        return out
+
+    def _fit(
+        self,
+        sums: TwoWay,
+        contexts: Contexts,
+        count: Tensor,
+        kept: Tensor,
+        total: Tensor,
+        times: int,
+    ) -> dict[str, Any] | str:
+        """The two-way fit about the shift; a text where it is not identified."""
+        length = len(count)
+        seen = count > 0
+        design, groups = contexts.fit_design(length)
+        if len(groups) > 1:
+            return unidentified(groups, seen.nonzero()[:, 0])
+        design = design.repeated(times)
+        number = contexts["closed"].to(torch.float64)
+        tokens = count.sum()
+        n_t = design.count
+        r = sums["edges"].cumsum(0)[:length][seen]
+        z = sums["position_sum"][:length][seen] - r
+        a = design.inverse @ z
+        cells = times * contexts.kept["cells"][kept][:, :length][:, seen].to(a.dtype)
+        lengths = sums["kept_count"][kept][:, None]
+        ctx = (sums["kept_sum"][kept].to(a.dtype) - cells @ a) / lengths
+        averaged = contexts["averaged"].cumsum(0)[:length][seen]
+        ctx_mean = (sums["context_mean"] / times - averaged @ a) / number
+        a_mean = a.mean(0)
+        pos = a - a_mean
+
+        q, q_ctx = sums["square"], sums["context_square"] / times
+        explained = (z * a).sum()
+        ss_resid = (q - q_ctx - explained).clamp(min=0)
+        gram_a = design.gram @ a
+        ss_pos = (n_t[:, None] * pos.square()).sum()
+        ss_ctx = (
+            (q_ctx - 2 * (a * r).sum() + (a * gram_a).sum())
+            - 2 * ctx_mean @ (total - n_t.to(a.dtype) @ a)
+            + tokens * (ctx_mean @ ctx_mean)
+        ).clamp(min=0)
+        cross = 2 * (pos * (r - gram_a - n_t[:, None] * ctx_mean)).sum()
+        plain = (sums["position_sum"][:length][seen].square() / n_t[:, None]).sum()
+        components = variance_components(design, explained, q - ss_resid - plain, ss_resid)
+        result = describe(ss_pos, ss_ctx, ss_resid, cross)
+        noise_pos = components.resid * (n_t * design.inverse.diagonal()).sum()
+        noise_ctx = components.resid * (number - 1)
+        clipped = [c.clamp(min=0) for c in components]
+        whole = ss_pos + ss_ctx + ss_resid
+        result |= {
+            "mean": a_mean + ctx_mean,
+            "pos": scatter_rows(pos, seen),
+            "ctx": ctx - ctx_mean,
+            "components": Result(**components._asdict()),
+            "corrected_shares": Result(
+                **{n: c / sum(clipped) for n, c in zip(components._fields, clipped, strict=True)}
+            ),
+            "noise_shares": Result(pos=noise_pos / whole, ctx=noise_ctx / whole),
+            "pos_standard_error": scatter_rows(
+                (components.resid * design.inverse.diagonal()).clamp(min=0).sqrt(), seen
+            ),
+            "singular_value_floor": singular_value_floor(
+                components.resid, design.inverse_norm, pos.shape[1], design.inverse.diagonal().sum()
+            ),
+        }
+        if self.second_moment:
+            result["resid_covariance"] = (
+                sums["outer"] - sums["context_outer"] / times - a.T @ z
+            ) / tokens
+        return result
+
+    def _plain_means(
+        self, sums: TwoWay, contexts: Contexts, count: Tensor, kept: Tensor, total: Tensor
+    ) -> dict[str, Any]:
+        """Means over tokens where the design of the fit is not that of this site."""
+        length = len(count)
+        seen = count > 0
+        n_t = count[seen][:, None]
+        means = sums["position_sum"][:length][seen] / n_t
+        mean = means.mean(0)
+        pos = means - mean
+        ctx = sums["kept_sum"][kept].to(mean.dtype) / sums["kept_count"][kept][:, None] - mean
+        grand = total.square().sum() / count.sum()
+        ss_pos = (n_t * means.square()).sum() - grand
+        ss_ctx = (sums["context_square"] - grand).clamp(min=0)
+        ss_resid = (sums["square"] - grand - ss_pos - ss_ctx).clamp(min=0)
+        reason = (
+            "this needs the exact fit, which is not to be had where tokens were non-finite at this "
+            "site or a forward broke off before it; plain means are given (exact is False). "
+            "Start anew with watch.reset()."
+        )
+        fitted = {name: Unavailable(reason) for name in FITTED}
+        shares = describe(ss_pos, ss_ctx, ss_resid, torch.zeros_like(ss_pos))
+        return fitted | shares | {"mean": mean, "pos": scatter_rows(pos, seen), "ctx": ctx}
+
+
+FITTED = [
+    "mean",
+    "pos",
+    "ctx",
+    "shares",
+    "cross_share",
+    "components",
+    "corrected_shares",
+    "noise_shares",
+    "pos_standard_error",
+    "singular_value_floor",
+]
+
+
+def describe(pos: Tensor, ctx: Tensor, resid: Tensor, cross: Tensor) -> dict[str, Any]:
+    """Shares of three sums of squares."""
+    whole = pos + ctx + resid
+    return {
+        "shares": Result(pos=pos / whole, ctx=ctx / whole, resid=resid / whole),
+        "cross_share": cross / whole,
+    }
+
+
+def scatter_rows(values: Tensor, seen: Tensor) -> Tensor:
+    """Put rows back to the positions where they belong, NaN elsewhere."""
+    out = values.new_full((len(seen), *values.shape[1:]), float("nan"))
+    out[seen] = values
+    return out
+
+
+def unidentified(groups: list[list[int]], positions: Tensor) -> str:
+    """Say which positions share no context with which."""
+    names = []
+    for group in groups[:4]:
+        at = positions[group].tolist()
+        span = at == list(range(at[0], at[-1] + 1))
+        names.append(f"{at[0]}..{at[-1]}" if span and len(at) > 1 else ", ".join(map(str, at[:8])))
+    more = f" and {len(groups) - 4} more" if len(groups) > 4 else ""
+    return (
+        f"the two-way fit is not identified: its positions fall into {len(groups)} groups that no "
+        f"context connects ({' | '.join(names)}{more}), so a shift of one group's pos can be taken "
+        "up by its ctx. position_mean is still given; measure contexts that cover both, or the "
+        "groups one by one."
+    )

@@ -1,0 +1,412 @@
+"""Which entries of a hidden state are real, where they stand, and to which context they belong.
+
+What a :class:`~geomhooks.calls.Call` said is resolved against the shape of the hidden state; that
+gives :class:`Tokens`. Nothing here depends on the values of a tensor: shapes and arguments decide
+which branch is taken, so that a forward runs straight.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from geomhooks.accumulators import EMPTY, Sum
+from geomhooks.calls import Call, Statement
+from geomhooks.errors import TokensError
+
+__all__ = ["CENSUS", "TokenStream", "Tokens"]
+
+SAMPLE = 64  # tokens that a site's shift is taken from
+
+
+@dataclass
+class Tokens:
+    """The tokens of one forward of one stream, on one device.
+
+    Attributes:
+        real: (B, T) bool, True where a token counts.
+        positions: (B, T) int64, within the capacity; meaningless where not real.
+        start: first position of every row where positions are consecutive columns, else None.
+        keys: (M,) the ids of this forward's contexts.
+        groups: (M,) their labels, 0 where none are given.
+        rows: (B,) which of the contexts each row is, or None for row = context.
+        segments: (B, T) which of the contexts each token is in (M for none), or None.
+        token_groups: (B, T) labels, or None.
+        capacity: how many positions there are room for.
+        sample: (S,) some of the real tokens, as indices into the flattened (B, T).
+        sampled: () how many real tokens there are to sample from.
+        continues: every context was open before; nothing has to be closed.
+        interval: every context covers an interval of positions for certain.
+    """
+
+    real: Tensor
+    positions: Tensor
+    start: int | None
+    keys: Tensor
+    groups: Tensor
+    rows: Tensor | None = None
+    segments: Tensor | None = None
+    token_groups: Tensor | None = None
+    capacity: int = 0
+    sample: Tensor = field(init=False)
+    sampled: Tensor = field(init=False)
+    continues: bool = False
+    interval: bool = False
+
+    def spread_sample(self) -> None:
+        """Choose tokens evenly among those that are real."""
+        rank = self.real.reshape(-1).cumsum(0)
+        self.sampled = rank[-1]
+        spread = torch.linspace(0.0, 1.0, min(SAMPLE, len(rank)), device=rank.device)
+        wanted = (1 + spread * (self.sampled - 1)).to(torch.int64).clamp(min=1)
+        self.sample = torch.searchsorted(rank, wanted).clamp(max=len(rank) - 1)
+
+    @property
+    def number(self) -> int:
+        """How many contexts this forward may have, M."""
+        return len(self.keys)
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return self.real.shape[1]
+
+    @property
+    def at(self) -> Tensor | slice:
+        """The rows of a per-position accumulator that (B, T, ...) values belong to."""
+        return self.positions if self.start is None else slice(self.start, self.start + self.length)
+
+    def cells(self, positions: int) -> Tensor:
+        """How often each context covers each position, (M, positions) int32."""
+        number = self.number
+        if self.segments is not None or self.start is None:
+            segments = self.segments
+            if segments is None:
+                rows = (
+                    self.rows
+                    if self.rows is not None
+                    else torch.arange(number, device=self.real.device)
+                )
+                segments = rows[:, None].expand_as(self.real)
+            flat = torch.where(self.real, segments * positions + self.positions, number * positions)
+            cells = self.real.new_zeros(number * positions + 1, dtype=torch.int32)
+            cells.index_add_(0, flat.reshape(-1), self.real.reshape(-1).to(torch.int32))
+            return cells[:-1].view(number, positions)
+        cells = self.real.new_zeros((number, positions), dtype=torch.int32)
+        covered = cells[:, self.start : self.start + self.length]
+        real = self.real[:, : covered.shape[1]].to(torch.int32)
+        if self.rows is None:
+            covered.copy_(real)
+        else:
+            covered.index_add_(0, self.rows, real)
+        return cells
+
+    def count_by_context(self, keep: Tensor) -> Tensor:
+        """How many of the tokens ``keep`` (B, T) each context has, (M,) int64."""
+        if self.segments is not None:
+            counts = keep.new_zeros(self.number + 1, dtype=torch.int64)
+            return counts.index_add_(
+                0, self.segments.reshape(-1), keep.reshape(-1).to(torch.int64)
+            )[:-1]
+        counts = keep.sum(1)
+        return (
+            counts
+            if self.rows is None
+            else torch.zeros_like(counts).index_add_(0, self.rows, counts)
+        )
+
+    def to(self, device: torch.device) -> Tokens:
+        """Copy to a device."""
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device))
+        return moved
+
+
+CENSUS = ("forwards", "entries", "real", "masked", "beyond", "crowded")
+
+
+@dataclass
+class TokenStream:
+    """One token stream of a model: its capacity, its census, and which contexts its rows continue.
+
+    Attributes:
+        name: canonical name of the module whose calls open the stream.
+        positions: capacity T.
+        open: how many contexts may be unfinished at once, the bound on contexts in one forward of
+            packed tokens.
+        first_key: where the running numbers of contexts start; differs between shards.
+    """
+
+    name: str
+    positions: int
+    open: int
+    first_key: int
+    exclude: tuple[int, ...] = ()
+    skip: int = 0
+    census: Sum = field(init=False)
+    next_key: Sum = field(init=False)
+    running: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.census = Sum((len(CENSUS),), torch.int64)
+        self.next_key = Sum((), torch.int64)
+
+    def allocate(self, device: torch.device) -> None:
+        """Create the running tensors."""
+        self.census.allocate(device)
+        self.next_key.allocate(device)
+
+    def forget_rows(self) -> None:
+        """The next forward's rows begin new contexts, whatever is in its cache."""
+        self.running = None
+
+    def resolve(self, call: Call, stated: Statement, batch: int, length: int) -> Tokens:
+        """Say what a hidden state (batch, length, d) consists of, and count it.
+
+        Raises:
+            TokensError: mask, positions, contexts or excluded ids do not fit the hidden state.
+        """
+        device = self.census.value.device
+        real, masked = self._real(call, stated, batch, length, device)
+        positions, start = self._positions(call, stated, batch, length, device)
+        ones = torch.ones((batch, length), dtype=torch.bool, device=device)
+        if call.rule == "ids" and start is None and call.pad is not None and call.ids is not None:
+            real, masked = real & (call.ids.to(device) != call.pad), True
+        excluded = real
+        if self.exclude:
+            if call.ids is None or tuple(call.ids.shape) != (batch, length):
+                found = "no ids" if call.ids is None else f"ids of shape {tuple(call.ids.shape)}"
+                raise TokensError(
+                    f"exclude_token_ids needs the ids of a hidden state ({batch}, {length}); the "
+                    f"call that opened the stream {self.name!r} had {found}. Give input_ids, or a "
+                    "mask by watch.tokens(mask=...)."
+                )
+            drop = torch.tensor(self.exclude, device=device)
+            excluded, masked = excluded & ~torch.isin(call.ids.to(device), drop), True
+        if self.skip:
+            excluded = excluded & (positions >= self.skip)
+        within = (positions < self.positions) & (positions >= 0)
+        counted = excluded & within
+
+        tokens = self._contexts(call, stated, counted, positions, start)
+        tokens.interval = (
+            start is not None and not masked and tokens.rows is None and tokens.segments is None
+        )
+        crowded = ones.new_zeros((), dtype=torch.int64)
+        if tokens.segments is not None:
+            room = tokens.segments < tokens.number
+            crowded = (tokens.real & ~room).sum()
+            tokens.real = tokens.real & room
+        tokens.positions = positions.clamp(0, self.positions - 1)
+        if start is not None and start + length > self.positions:
+            # Columns beyond the capacity have no row to go to: their index is clamped, not sliced.
+            tokens.start = None
+        tokens.spread_sample()
+        entry = ones.new_zeros((), dtype=torch.int64)
+        self.census.add(
+            torch.stack(
+                [
+                    entry + 1,
+                    entry + batch * length,
+                    tokens.real.sum(),
+                    (~excluded).sum(),
+                    (excluded & ~within).sum(),
+                    crowded,
+                ]
+            )
+        )
+        return tokens
+
+    def _real(
+        self, call: Call, stated: Statement, batch: int, length: int, device: torch.device
+    ) -> tuple[Tensor, bool]:
+        mask = stated.mask if stated.mask is not None else call.mask
+        if (
+            mask is None
+            and call.square_mask is not None
+            and call.square_mask.shape[::2] == (batch, length)
+        ):
+            return self._own_keys(call.square_mask.to(device), call.past), True
+        if mask is None:
+            return torch.ones((batch, length), dtype=torch.bool, device=device), False
+        mask = mask.to(device)
+        if mask.ndim == 1:
+            mask = mask[None] if batch == 1 else mask[:, None]
+        own = stated.mask is None
+        if own and not call.text and mask.shape != (batch, length):
+            return torch.ones((batch, length), dtype=torch.bool, device=device), False
+        if mask.shape[0] != batch or mask.shape[1] < length:
+            raise TokensError(
+                f"the mask of the stream {self.name!r} has shape {tuple(mask.shape)}, the hidden "
+                f"states ({batch}, {length}, d); allowed is ({batch}, {length}), or wider, of "
+                "which the last columns count. Give the right one by watch.tokens(mask=...)."
+            )
+        return mask[:, mask.shape[1] - length :] != 0, True
+
+    def _own_keys(self, square: Tensor, past: int | Tensor) -> Tensor:
+        """A token is real if, of the keys (B, heads, T, keys), it may attend to its own."""
+        length, keys = square.shape[2], square.shape[3]
+        column = torch.arange(length, device=square.device) + self._on(past, square.device)
+        own = column.clamp(max=keys - 1)[:, None].expand(len(square), length, 1)
+        found = square[:, 0].gather(2, own)[..., 0]
+        # A mask that is added to the scores is 0 where attention is allowed.
+        return found == 0 if found.is_floating_point() else found != 0
+
+    def _positions(
+        self, call: Call, stated: Statement, batch: int, length: int, device: torch.device
+    ) -> tuple[Tensor, int | None]:
+        """Positions (B, T), and where every row starts if they are consecutive columns."""
+        column = torch.arange(length, device=device).expand(batch, length)
+        positions = stated.positions if stated.positions is not None else call.positions
+        if positions is not None:
+            positions = positions.to(device)
+            if positions.ndim == 1:
+                positions = (
+                    positions[None] if len(positions) != batch or batch == 1 else positions[:, None]
+                )
+            if positions.shape[0] not in (1, batch) or positions.shape[1] != length:
+                raise TokensError(
+                    f"the positions of the stream {self.name!r} have shape "
+                    f"{tuple(positions.shape)}, the hidden states ({batch}, {length}, d); "
+                    f"allowed is ({batch}, {length}) or (1, {length})"
+                )
+            return positions.to(torch.int64).expand(batch, length), None
+        if call.rule == "mask" and call.mask is not None and stated.mask is None:
+            mask = (call.mask != 0).to(device)
+            if mask.shape[0] == batch and mask.shape[1] >= length:
+                return (mask.to(torch.int64).cumsum(1) - 1)[:, mask.shape[1] - length :], None
+        if call.rule == "ids" and call.ids is not None and tuple(call.ids.shape) == (batch, length):
+            counted = call.ids.ne(-1 if call.pad is None else call.pad).to(device, torch.int64)
+            return counted.cumsum(1) - 1 + self._on(call.past, device), None
+        if isinstance(call.past, int):
+            return column + call.past, call.past
+        return column + self._on(call.past, device), None
+
+    @staticmethod
+    def _on(past: int | Tensor, device: torch.device) -> int | Tensor:
+        return past.to(device) if isinstance(past, Tensor) else past
+
+    def _contexts(
+        self, call: Call, stated: Statement, real: Tensor, positions: Tensor, start: int | None
+    ) -> Tokens:
+        batch, length = real.shape
+        device = real.device
+        none = real.new_zeros(batch, dtype=torch.int64)
+        groups, token_groups = none, None
+        if stated.groups is not None:
+            labels = self._fit("groups", stated.groups.to(device), batch, length)
+            groups, token_groups = (labels, None) if labels.ndim == 1 else (none, labels)
+        tokens = Tokens(
+            real, positions, start, none, groups, token_groups=token_groups, capacity=self.positions
+        )
+        if stated.contexts is not None:
+            ids = self._fit("contexts", stated.contexts.to(device), batch, length)
+            if ids.ndim == 1:
+                tokens.keys = ids
+                # Equal ids are one context: each row goes to the first row of its id.
+                tokens.rows = (ids[:, None] == ids[None, :]).to(torch.int8).argmax(1)
+            else:
+                self._segment_by_id(tokens, ids)
+            self.running = None
+            return tokens
+        continued = self._continued(call, batch)
+        if start is not None or length == 1:
+            new = self.first_key + self.next_key.value + torch.arange(batch, device=device)
+            self.next_key.add(torch.full((), batch, dtype=torch.int64, device=device))
+            tokens.keys = new
+            if continued is not None:
+                old, sure, flag = continued
+                tokens.keys = old if sure else torch.where(flag, old, new)
+                tokens.continues = sure and batch <= self.open
+            self.running = tokens.keys
+            return tokens
+        self._segment_by_restart(tokens, continued)
+        return tokens
+
+    def _continued(self, call: Call, batch: int) -> tuple[Tensor, bool, Tensor] | None:
+        """The contexts that rows go on with, whether that is certain, and the device's word."""
+        if self.running is None or len(self.running) != batch:
+            return None
+        if isinstance(call.past, Tensor):
+            return self.running, False, call.past.to(self.running.device) > 0
+        everywhere = torch.ones((), dtype=torch.bool, device=self.running.device)
+        return (self.running, True, everywhere) if call.past > 0 else None
+
+    def _bound(self, real: Tensor) -> int:
+        """How many contexts a forward of packed tokens may have."""
+        return min(real.numel(), max(len(real), self.open))
+
+    def _segment_by_id(self, tokens: Tokens, ids: Tensor) -> None:
+        """One context for each different id among the real tokens."""
+        real, number = tokens.real, self._bound(tokens.real)
+        flat = torch.where(real, ids, EMPTY).reshape(-1)
+        ordered, order = flat.sort(stable=True)
+        first = torch.ones_like(ordered, dtype=torch.bool)
+        first[1:] = ordered[1:] != ordered[:-1]
+        first &= ordered != EMPTY
+        rank = first.to(torch.int64).cumsum(0) - 1
+        rank = torch.where(ordered == EMPTY, number, rank.clamp(max=number))
+        tokens.segments = torch.empty_like(rank).index_copy_(0, order, rank).view_as(real)
+        tokens.keys = self._per_context(tokens.segments, ids, number)
+        self._label(tokens)
+
+    def _segment_by_restart(
+        self, tokens: Tokens, continued: tuple[Tensor, bool, Tensor] | None
+    ) -> None:
+        """A context ends where the position does not grow, and at the end of a row."""
+        real, positions, number = tokens.real, tokens.positions, self._bound(tokens.real)
+        batch, length = real.shape
+        column = torch.arange(length, device=real.device).expand_as(real)
+        latest = torch.where(real, column, -1).cummax(1).values
+        before = torch.nn.functional.pad(latest, (1, -1), value=-1)
+        previous = positions.gather(1, before.clamp(min=0))
+        begins = real & ((before < 0) | (positions <= previous))
+        index = begins.reshape(-1).to(torch.int64).cumsum(0).view_as(real) - 1
+        tokens.segments = torch.where(real, index.clamp(max=number), number)
+        fresh = self.first_key + self.next_key.value
+        keys = fresh + torch.arange(number + 1, device=real.device)
+        self.next_key.add(begins.sum() + batch)
+        begun = real.any(1)
+        if continued is not None:
+            old, _, flag = continued
+            first = real.to(torch.int8).argmax(1, keepdim=True)
+            segment = torch.where(begun, tokens.segments.gather(1, first)[:, 0], number)
+            keys.index_copy_(0, segment, torch.where(begun & flag, old, keys[segment]))
+        last = latest[:, -1:].clamp(min=0)
+        ends = keys[tokens.segments.gather(1, last)[:, 0]]
+        # A row without a real token has begun nothing; should it go on, it has a key in reserve.
+        spare = fresh + begins.sum() + torch.arange(batch, device=real.device)
+        kept = continued[0] if continued is not None else spare
+        self.running = torch.where(begun, ends, kept)
+        tokens.keys = keys[:-1]
+        self._label(tokens)
+
+    def _label(self, tokens: Tokens) -> None:
+        """Give each context the label of its row, or the largest of its tokens."""
+        assert tokens.segments is not None
+        labels = tokens.token_groups
+        if labels is None:
+            labels = tokens.groups[:, None].expand_as(tokens.real)
+        tokens.groups = self._per_context(tokens.segments, labels, tokens.number)
+
+    @staticmethod
+    def _per_context(segments: Tensor, values: Tensor, number: int) -> Tensor:
+        """The largest value (B, T) of each context, (M,); EMPTY where it has none."""
+        out = values.new_full((number + 1,), EMPTY)
+        out.scatter_reduce_(0, segments.reshape(-1), values.reshape(-1), "amax")
+        return out[:-1]
+
+    def _fit(self, name: str, value: Tensor, batch: int, length: int) -> Tensor:
+        if value.shape in {(batch,), (batch, length)}:
+            return value
+        if value.shape == (length,) and batch == 1:
+            return value[None]
+        raise TokensError(
+            f"{name} of the stream {self.name!r} has shape {tuple(value.shape)}, the hidden states "
+            f"({batch}, {length}, d); allowed is ({batch},) or ({batch}, {length})"
+        )

@@ -1,0 +1,139 @@
+"""The sums of one site that the two-way fit h = mu + pos + ctx + resid needs.
+
+They follow the decisions of the stream's :class:`~geomhooks.contexts.Contexts`. With W[c, t] the
+number of tokens of context c at position t, n_c their sum over t, and all h taken about a fixed
+shift:
+
+    S_t = sum_c W h       R = sum_c W_c S_c / n_c
+    q = sum W |h|^2       q_ctx = sum_c |S_c|^2 / n_c
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from geomhooks.accumulators import Accumulator, Field, add_rows
+from geomhooks.contexts import Contexts, Fold, MergePlan, Step
+
+__all__ = ["TwoWay"]
+
+
+class TwoWay(Accumulator):
+    """Running sums of hidden states by position and by context.
+
+    Args:
+        width: d.
+        positions: T.
+        kept: how many contexts are kept, K.
+        unfinished: how many contexts may be open at once, O.
+        second_moment: also sum the outer products, two (d, d) tensors.
+    """
+
+    follows: ClassVar[str | None] = "contexts"
+
+    def __init__(
+        self, width: int, positions: int, kept: int, unfinished: int, second_moment: bool
+    ) -> None:
+        self.second_moment = second_moment
+        f64, i64 = torch.float64, torch.int64
+        outer = {
+            "outer": Field((width, width), f64),
+            "context_outer": Field((width, width), f64),
+        }
+        super().__init__(
+            {
+                "position_count": Field((positions,), i64),
+                "position_sum": Field((positions, width), f64),
+                "edges": Field((positions + 1, width), f64),  # R, as differences along positions
+                "square": Field((), f64),
+                "context_square": Field((), f64),
+                "context_mean": Field((width,), f64),  # sum_c S_c / n_c
+                "open_sum": Field((unfinished + 1, width), f64),
+                "open_count": Field((unfinished + 1,), i64),
+                # A closed context is not added to any more, and float32 keeps 7 digits of it.
+                "kept_sum": Field((kept + 1, width), torch.float32),
+                "kept_count": Field((kept + 1,), i64),
+                **(outer if second_moment else {}),
+            }
+        )
+
+    def follow(self, steps: list[Step], sums: Tensor, counts: Tensor) -> None:
+        """Add one forward's sums by context (M, d) and their counts (M,)."""
+        for step in steps:
+            if step.fold is not None:
+                self.close(step.fold)
+            add_rows(self["open_sum"], step.open, sums[step.rows])
+            add_rows(self["open_count"], step.open, counts[step.rows])
+
+    def close(self, fold: Fold) -> None:
+        """Move complete contexts from the open rows into the sums."""
+        closing = fold.weight > 0
+        weight = fold.weight[:, None].to(self["edges"].dtype)
+        sums = torch.where(closing[:, None], self["open_sum"][fold.slot], 0.0)
+        counts = torch.where(closing, self["open_count"][fold.slot], 0)
+        means = sums * weight
+        if fold.ends is not None:
+            self["edges"].index_add_(0, fold.ends[:, 0], means)
+            self["edges"].index_add_(0, fold.ends[:, 1], means, alpha=-1)
+        else:
+            assert fold.edges is not None
+            self["edges"][: len(fold.edges)].addmm_(fold.edges.to(means.dtype), means)
+        self["context_square"].add_((sums * means).sum())
+        self["context_mean"].add_(means.sum(0))
+        if self.second_moment:
+            self["context_outer"].addmm_(sums.T, means)
+        add_rows(self["kept_sum"], fold.kept, sums)
+        add_rows(self["kept_count"], fold.kept, counts)
+
+    def rebase(self, delta: Tensor, followed: Contexts) -> None:
+        """Express the sums about a shift that is smaller by ``delta`` (d,)."""
+        total, number = self["position_sum"].sum(0), self["position_count"].sum()
+        open_total = self["open_sum"][:-1].sum(0)
+        covered, closed = followed["covered"], followed["closed"]
+        closed_number = covered.cumsum(0).sum()
+        for grown, sums, count in (
+            ("outer", total, number),
+            ("context_outer", total - open_total, closed_number),
+        ):
+            if self.second_moment:
+                cross = torch.outer(sums, delta)
+                self[grown].add_(cross + cross.T + count * torch.outer(delta, delta))
+        self["square"].add_(2 * delta @ total + number * (delta @ delta))
+        self["context_square"].add_(
+            2 * delta @ (total - open_total) + closed_number * (delta @ delta)
+        )
+        self["edges"].add_(covered[:, None] * delta)
+        self["context_mean"].add_(closed * delta)
+        for sums_name, count_name in (
+            ("position_sum", "position_count"),
+            ("open_sum", "open_count"),
+            ("kept_sum", "kept_count"),
+        ):
+            self[sums_name].add_(self[count_name][:, None] * delta)
+
+    def merge(self, other: TwoWay, plan: MergePlan | None = None) -> None:
+        """Take in another shard's sums, about the same shift, as the contexts' plan says."""
+        if plan is None:
+            raise TypeError("TwoWay.merge needs the plan that Contexts.merge returned")
+        other = other.clone(self["square"].device)
+        for name in set(self.fields) - {"open_sum", "open_count", "kept_sum", "kept_count"}:
+            self.tensors[name] += other.tensors[name]
+        add_rows(self["kept_sum"], plan.kept_theirs, other["kept_sum"][:-1])
+        add_rows(self["kept_count"], plan.kept_theirs, other["kept_count"][:-1])
+        narrow = {}
+        for name in ("open_sum", "open_count"):
+            narrow[name] = self[name]
+            united = self[name].new_zeros((plan.united + 1, *self[name].shape[1:]))
+            united.index_add_(0, plan.open_mine, self[name])
+            united.index_add_(0, plan.open_theirs, other[name])
+            self.tensors[name] = united
+        if plan.fold is not None:
+            self.close(plan.fold)
+        for name, column in narrow.items():
+            united = self.tensors[name]
+            column.zero_()
+            column[: len(plan.stay)] = united[plan.stay]
+            self.tensors[name] = column

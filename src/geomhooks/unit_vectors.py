@@ -1,0 +1,116 @@
+"""Sums of unit vectors, kept so that even vectors that are nearly parallel tell how near.
+
+1 - R^2, with R the length of the mean unit vector, is lost in R itself once R is near 1, as it is
+wherever a few entries of a hidden state dwarf the rest. It is the variance of the unit vectors
+u_i, and like any variance it keeps its digits about a fixed vector e near the mean:
+
+    1 - R^2 = (1/n) sum |u_i - e|^2 - |(1/n) sum (u_i - e)|^2
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomhooks.accumulators import Accumulator, Field
+
+__all__ = ["Offsets", "UnitVectors", "offsets"]
+
+
+class Offsets(NamedTuple):
+    """What each vector h = x + s contributes to sums about e = s / |s|.
+
+    Attributes:
+        along: how much of s there is in u - e beside x / |h|.
+        square: |u - e|^2.
+    """
+
+    along: Tensor
+    square: Tensor
+
+
+def offsets(length: Tensor, square: Tensor, dot: Tensor, shift_length: Tensor) -> Offsets:
+    """Split u - e into a multiple of x and one of s, without a difference of large numbers.
+
+    With r = |h|, r_s = |s| and r_s - r = -(2 <x, s> + |x|^2) / (r + r_s),
+
+        u - e = x / r + s (r_s - r) / (r r_s).
+
+    Args:
+        length: (...) |h|.
+        square: (...) |x|^2.
+        dot: (...) <x, s>.
+        shift_length: () |s|; where it is zero, e is zero as well.
+
+    Example:
+        >>> s, x = torch.tensor([3.0, 4.0]), torch.tensor([-3.0, 0.0])
+        >>> o = offsets((x + s).norm(), x @ x, x @ s, s.norm())
+        >>> u, e = (x + s) / 4, s / 5
+        >>> (
+        ...     torch.allclose(x / 4 + o.along * s, u - e),
+        ...     torch.allclose(o.square, (u - e).square().sum()),
+        ... )
+        (True, True)
+    """
+    shorter = -(2 * dot + square) / (length + shift_length)
+    usable = shift_length > 0
+    along = torch.where(usable, shorter / (length * shift_length), 0.0)
+    ratio = torch.where(usable, shorter / shift_length, 0.0)
+    spread = (square + 2 * dot * ratio + shorter.square() * usable) / length.square()
+    return Offsets(along, spread)
+
+
+class UnitVectors(Accumulator):
+    """Sums of unit vectors about a fixed unit vector, in a few groups.
+
+    Args:
+        groups: number of groups.
+        width: d.
+    """
+
+    def __init__(self, groups: int, width: int) -> None:
+        f64 = torch.float64
+        super().__init__(
+            {
+                "about": Field((width,), f64),
+                "count": Field((groups,), torch.int64),
+                "offset": Field((groups, width), f64),
+                "square": Field((groups,), f64),
+            }
+        )
+
+    def add(self, about: Tensor, count: Tensor, offset: Tensor, square: Tensor) -> None:
+        """Add sums over some vectors.
+
+        Args:
+            about: (d,) e, the same at every call.
+            count: (groups,) how many vectors.
+            offset: (groups, d) sum of u - e.
+            square: (groups,) sum of |u - e|^2.
+        """
+        self["about"].copy_(about)
+        self["count"].add_(count)
+        self["offset"].add_(offset)
+        self["square"].add_(square)
+
+    def merge(self, other: UnitVectors, plan: Any = None) -> None:
+        """Add the other's vectors, moved to this one's e."""
+        device = self["square"].device
+        if not bool(self["count"].any()):
+            self["about"].copy_(other["about"].to(device))
+        theirs = {name: tensor.to(device) for name, tensor in other.tensors.items()}
+        delta = theirs["about"] - self["about"]
+        count = theirs["count"][:, None]
+        self["count"].add_(theirs["count"])
+        self["square"].add_(theirs["square"] + 2 * theirs["offset"] @ delta)
+        self["square"].add_(theirs["count"] * (delta @ delta))
+        self["offset"].add_(theirs["offset"] + count * delta)
+
+    def pooled(self, groups: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Number of vectors of some groups, their sum (d,), and their 1 - R^2."""
+        count = self["count"][groups].sum()
+        offset = self["offset"][groups].sum(0)
+        variance = self["square"][groups].sum() / count - (offset / count).square().sum()
+        return count, offset + count * self["about"], variance.clamp(min=0)

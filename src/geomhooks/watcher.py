@@ -1,0 +1,390 @@
+"""``watch``: attach hooks, open and close each forward, detach, and verify that hooks fired.
+
+Hooks route and nothing else: which call opened the token stream, which tensors a site has, whose
+state they go to. What the statistics make of them is their own affair.
+"""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from geomhooks import planning
+from geomhooks.calls import Call, Statement, read_call, read_plain_call
+from geomhooks.contexts import again, to_device
+from geomhooks.errors import HookError, SiteError, WatchError
+from geomhooks.frames import Frame
+from geomhooks.hooks import CloseStream, OpenStream, ReadInput, ReadOutput
+from geomhooks.openers import Opener
+from geomhooks.planning import Plan, SitePlan
+from geomhooks.reductions import reduce
+from geomhooks.sites import Selector, find_tensor, to_batch_time_width
+from geomhooks.snapshot import Geometry
+from geomhooks.state import SiteState
+from geomhooks.statistics.base import Reading, Statistic
+from geomhooks.tokens import Tokens
+
+__all__ = ["Watch", "watch"]
+
+TokensFunction = Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Any] | None]
+
+
+class Watch:
+    """Running geometry of a model's hidden states; made by :func:`watch`."""
+
+    def __init__(self, plan: Plan, tokens: TokensFunction | None) -> None:
+        self._plan = plan
+        self._tokens_function = tokens
+        self._handles: list[Any] = []
+        self._frames: list[Frame] = []
+        self._stated = Statement()
+        self.paused = False
+        self._forwards_at_entry: dict[str, int] = {}
+
+    # Attaching
+
+    def attach(self) -> Self:
+        """Put the hooks on, as entering the ``with`` block does.
+
+        Raises:
+            WatchError: the hooks are on already.
+        """
+        if self._handles:
+            raise WatchError(
+                "this watch is attached already; detach() it first, or make another watch: "
+                "several may look at one model at once"
+            )
+        for opener in self._plan.openers:
+            hook = OpenStream(self, opener)
+            self._handles.append(
+                opener.module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+            )
+            self._handles.append(
+                opener.module.register_forward_hook(
+                    CloseStream(self), with_kwargs=True, always_call=True
+                )
+            )
+        for site in self._plan.sites:
+            if site.place.is_input:
+                handle = site.place.module.register_forward_pre_hook(
+                    ReadInput(self, site), with_kwargs=True
+                )
+            else:
+                handle = site.place.module.register_forward_hook(
+                    ReadOutput(self, site), with_kwargs=True
+                )
+            self._handles.append(handle)
+        self._forwards_at_entry = self._forwards()
+        return self
+
+    def detach(self) -> None:
+        """Take exactly our hooks off; what was counted stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._frames.clear()
+
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> None:
+        self.detach()
+        if kind is not None:
+            return
+        if self._forwards() == self._forwards_at_entry:
+            warnings.warn(
+                "no hook of this watch fired while it was entered: the model was not run, or it "
+                "was compiled and run before, and its compiled code has no hooks "
+                "(torch._dynamo.reset() makes it compile again)",
+                stacklevel=2,
+            )
+        else:
+            self._verify_fired()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Count nothing inside this block; the hooks stay on."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
+
+    @contextmanager
+    def tokens(
+        self, mask: Any = None, positions: Any = None, contexts: Any = None, groups: Any = None
+    ) -> Iterator[None]:
+        """Say what the model's arguments do not, for the forwards inside this block.
+
+        Args:
+            mask: (B, T), nonzero where an entry is real; of a wider one the last columns count.
+            positions: (B, T), (1, T) or (T,) absolute positions.
+            contexts: (B,) or (B, T) integer ids; tokens of equal id are one context, in later
+                forwards too.
+            groups: (B,) or (B, T) integer labels, kept with the contexts.
+
+        Raises:
+            TokensError: a shape or type that cannot be meant.
+        """
+        before, self._stated = self._stated, Statement(mask, positions, contexts, groups)
+        try:
+            yield
+        finally:
+            self._stated = before
+
+    # Results
+
+    def geometry(self, *, strict: bool = True) -> Geometry:
+        """A snapshot of everything counted so far; the watch goes on untouched.
+
+        Args:
+            strict: raise if a site has not fired although others have. With False such sites are
+                left out.
+
+        Raises:
+            HookError: a hook never fired.
+            WatchError: no token has been counted yet.
+        """
+        if strict and any(self._forwards().values()):
+            self._verify_fired()
+        return Geometry(self._plan.state.clone(), strict=strict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything counted so far, to go on from with :meth:`load_state_dict`."""
+        return self._plan.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: of this watch, of another on the same model, or of a file.
+
+        Raises:
+            SchemaError: the state is of another model, other sites or parameters; nothing is
+                changed then.
+        """
+        self._plan.load_state_dict(state)
+
+    def reset(self) -> None:
+        """Forget everything and begin a new window, a shard of its own."""
+        self._plan.reset(new_shard())
+        self._forwards_at_entry = self._forwards()
+
+    @property
+    def nbytes(self) -> int:
+        """What the state takes, in bytes.
+
+        Raises:
+            SiteError: the width of a site is not known before it has run; the message says how to
+                give an example.
+        """
+        self._plan.require_widths()
+        return self._plan.state.nbytes
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of the watched sites."""
+        return [site.place.name for site in self._plan.sites]
+
+    def _forwards(self) -> dict[str, int]:
+        sites = self._plan.state.sites
+        return {n: int(sites[n].forwards.value) if n in sites else 0 for n in self.sites}
+
+    def _verify_fired(self) -> None:
+        silent = [name for name, number in self._forwards().items() if number == 0]
+        if silent:
+            shown = ", ".join(silent[:6]) + (
+                f" and {len(silent) - 6} more" if len(silent) > 6 else ""
+            )
+            raise HookError(
+                f"{len(silent)} of {len(self.sites)} hooks never fired: {shown}. The model ran "
+                "without calling these modules, or runs compiled code that has no hooks. What the "
+                "others counted is kept: watch.geometry(strict=False)."
+            )
+
+    # One forward
+
+    def open_stream(self, module: nn.Module, arguments: Mapping[str, Any], opener: Opener) -> None:
+        """Push a frame for every call of an opener; it may be its parent's."""
+        if opener.is_root:
+            self._frames.clear()
+        call = read_call(arguments, opener.config, nested=bool(self._frames))
+        if call is None and self._frames:
+            self._frames.append(self._frames[-1])
+            return
+        if call is None:
+            call = read_plain_call(arguments)
+        stated = self._stated
+        if self._tokens_function is not None:
+            said = self._tokens_function(module, arguments)
+            if said:
+                stated = Statement(**{**vars(stated), **said})
+        self._frames.append(Frame(call, stated))
+
+    def close_stream(self) -> None:
+        """Drop the frame of a call that has returned or raised."""
+        if self._frames:
+            self._frames.pop()
+
+    def read(self, site: SitePlan, out: Any, into: Any) -> None:
+        """Add what one site shows in this forward."""
+        name = site.place.name
+        frame = self._frames[-1] if self._frames else Frame(Call(), self._stated)
+        found = find_tensor(out)
+        if found is None:
+            side = "input" if site.place.is_input else "output"
+            raise SiteError(
+                f"site {name!r} has no floating tensor: its {side} "
+                f"is {planning.describe_type(out)}. Watch a module that returns hidden states."
+            )
+        with torch.no_grad(), torch.autocast(found.device.type, enabled=False):
+            grid = frame.grid
+            hidden = to_batch_time_width(found.detach(), name, site.layout, grid)
+            entered = find_tensor(into) if into is not None else None
+            before = None
+            if entered is not None:
+                before = to_batch_time_width(entered.detach(), name, site.layout, grid)
+            state = self._plan.state.sites.get(name)
+            if state is None or state.order < 0:
+                state = self._plan.prepare_site(site, hidden, before, frame.resolved)
+            elif state.site.width != hidden.shape[-1]:
+                raise SiteError(
+                    f"site {name!r} had hidden states of width {state.site.width} and now has "
+                    f"{hidden.shape[-1]}"
+                )
+            if not state.site.has_input:
+                entered = before = None
+            tokens, plans = self._tokens_of(frame, state, hidden)
+            if name in frame.fired:  # the same module once more: its contexts go on, none is closed
+                plans = {key: again(plan) for key, plan in plans.items()}
+            frame.fired.add(name)
+            shift = state.shift.settle(hidden, tokens)
+            reductions = reduce(
+                site.needs(state.site),
+                hidden,
+                before,
+                tokens,
+                shift,
+                frame.known_of(entered, found, name),
+            )
+            frame.read(found, reductions)
+            taps = {"out": hidden}
+            if before is not None:
+                taps["in"] = before
+            self._update(
+                state, site, frame, Reading(state.site, taps, tokens, reductions, shift, plans, {})
+            )
+
+    def _tokens_of(
+        self, frame: Frame, state: SiteState, hidden: Tensor
+    ) -> tuple[Tokens, dict[str, Any]]:
+        """Resolve the stream's tokens once per forward, and copy them once per device."""
+        batch, length = hidden.shape[:2]
+        key = (state.stream, batch, length)
+        if key not in frame.resolved:
+            stream = self._plan.state.streams[state.stream]
+            tokens = stream.stream.resolve(frame.call, frame.stated, batch, length)
+            plans = {name: a.observe(tokens) for name, a in stream.shared.items()}  # type: ignore[attr-defined]
+            frame.resolved[key] = tokens, plans
+        tokens, plans = frame.resolved[key]
+        if tokens.real.device == hidden.device:
+            return tokens, plans
+        there = (*key, hidden.device)
+        if there not in frame.resolved:
+            moved = {name: to_device(plan, hidden.device) for name, plan in plans.items()}
+            frame.resolved[there] = tokens.to(hidden.device), moved
+        return frame.resolved[there]
+
+    def _update(self, state: SiteState, site: SitePlan, frame: Frame, reading: Reading) -> None:
+        """Hand one reading to every statistic of the site."""
+        if site.norm is not None and state.site.norm_eps is not None:
+            gain, bias = site.norm.affine(reading.taps["out"])
+            reading.taps |= {"gain": gain, "bias": bias}
+        for statistic, states in site.statistics_with_state(self._plan.state, state):
+            reading.carry = frame.carry.setdefault(statistic.name, {})
+            statistic.update(states, reading)
+        state.forwards.value.add_(1)
+
+
+def watch(
+    model: nn.Module,
+    sites: Selector | None = None,
+    statistics: Sequence[Statistic] | Mapping[Any, Sequence[Statistic]] | None = None,
+    *,
+    positions: int | None = None,
+    exclude_token_ids: Iterable[int] = (),
+    skip_positions: int = 0,
+    layout: str | Mapping[str, str] | None = None,
+    tokens: TokensFunction | None = None,
+    example: Any = None,
+) -> Watch:
+    """Measure the geometry of a model's hidden states while it runs.
+
+    Args:
+        model: any module.
+        sites: where to look: ``"blocks"`` (the default: the input of the first block, named
+            ``"<first block>@in"``, and the output of every block), ``"attention"``, ``"mlp"``,
+            ``"norms"``, ``"embeddings"``; a module name or glob, or a list of them (``*`` stands
+            for anything but a dot, ``**`` for anything), ``"name@in"`` for an input; or a predicate
+            ``(name, module) -> bool``.
+        statistics: what to measure, by default ``[PosCtx(), Sphere()]``; or a dictionary from
+            sites to lists of statistics.
+        positions: capacity T of everything that is kept by position, where a statistic states none
+            of its own; by default the smaller of the model's maximum and 2048. Tokens beyond it
+            are left out and counted.
+        exclude_token_ids: ids whose tokens are left out, such as BOS.
+        skip_positions: leave out positions below this.
+        layout: an einops pattern that brings the sites' tensors to (batch, time, d), or a
+            dictionary from globs over site names to patterns.
+        tokens: a function of (module, arguments by name), called for every call that opens a token
+            stream, that returns a dictionary with any of ``mask``, ``positions``, ``contexts``,
+            ``groups``, or None.
+        example: a batch to run once (a dictionary, a tuple of arguments, or one tensor), so that
+            the state can be allocated before the first forward where the model has no config.
+
+    Returns:
+        A :class:`Watch`, to be entered with ``with`` or attached.
+
+    Raises:
+        SiteError: no module matches, or a statistic cannot be taken at a site.
+
+    Example:
+        >>> import torch, geomhooks as gh
+        >>> model = torch.nn.TransformerEncoder(
+        ...     torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0), 2
+        ... )
+        >>> with gh.watch(model) as watch:
+        ...     _ = model(torch.randn(4, 5, 8))
+        >>> geometry = watch.geometry()
+        >>> geometry.sites
+        ['layers.0@in', 'layers.0', 'layers.1']
+        >>> geometry["layers.1"].pos_ctx.pos.shape
+        torch.Size([5, 8])
+    """
+    plan = planning.make_plan(
+        model,
+        sites,
+        statistics,
+        positions=positions,
+        exclude=tuple(int(i) for i in exclude_token_ids),
+        skip=skip_positions,
+        layout=layout,
+        shard=new_shard(),
+    )
+    made = Watch(plan, tokens)
+    if example is not None:
+        planning.run_example(made, plan.root, example)
+    else:
+        plan.allocate_from_config()
+    return made
+
+
+def new_shard() -> str:
+    """An id that no other process or window has; not drawn from torch's or Python's generators."""
+    return uuid.uuid4().hex

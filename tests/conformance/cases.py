@@ -1,0 +1,157 @@
+"""What goes through the suite: the library's statistics, and small ones for the whole contract."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+import geomhooks as gh
+from tests.conformance.harness import POSITIONS, Case
+from tests.reference import Numbers, Observations, exact, plain, pos_ctx, sphere
+
+
+class LargestEntry(gh.Statistic):
+    """Largest |h_i| at each position, shape (T,): the example of the documentation."""
+
+    def accumulators(self, site: Any) -> dict[str, Any]:
+        return {"largest": gh.Max((site.positions,))}
+
+    def update(self, state: Any, reading: Any) -> None:
+        largest = reading.taps["out"].abs().amax(-1)
+        state["largest"].add(largest, at=reading.tokens.positions, where=reading.tokens.real)
+
+    def compute(self, state: Any) -> dict[str, Any]:
+        return {"largest": state["largest"].value}
+
+
+class BlockUpdate(gh.Statistic):
+    """Mean square of what a block adds: reads two tensors of one block."""
+
+    taps = ("in", "out")
+
+    def accumulators(self, site: Any) -> dict[str, Any]:
+        return {"square": gh.Sum(), "count": gh.Sum(dtype=torch.int64)}
+
+    def update(self, state: Any, reading: Any) -> None:
+        update = reading.taps["out"].double() - reading.taps["in"].double()
+        state["square"].add(update.square().sum(-1), where=reading.tokens.real)
+        state["count"].add(reading.tokens.real)
+
+    def compute(self, state: Any) -> dict[str, Any]:
+        return {"mean_square": state["square"].value / state["count"].value}
+
+
+class Drift(gh.Statistic):
+    """Mean distance from the first block's state: carries a tensor from block to block."""
+
+    def accumulators(self, site: Any) -> dict[str, Any]:
+        return {"distance": gh.Sum(), "count": gh.Sum(dtype=torch.int64)}
+
+    def update(self, state: Any, reading: Any) -> None:
+        out = reading.taps["out"].double()
+        first = reading.carry.setdefault("first", out)
+        state["distance"].add((out - first).norm(dim=-1), where=reading.tokens.real)
+        state["count"].add(reading.tokens.real)
+
+    def compute(self, state: Any) -> dict[str, Any]:
+        return {"distance": state["distance"].value / state["count"].value}
+
+
+class Extent(gh.Statistic):
+    """Largest norm, and how many readings: one state for all sites that `scope` takes together."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__()
+        self.scope = scope
+
+    def accumulators(self, site: Any) -> dict[str, Any]:
+        return {"norm": gh.Max(), "readings": gh.Sum(dtype=torch.int64)}
+
+    def update(self, state: Any, reading: Any) -> None:
+        state["norm"].add(reading.taps["out"].double().norm(dim=-1), where=reading.tokens.real)
+        state["readings"].add(reading.tokens.real)
+
+    def compute(self, state: Any) -> dict[str, Any]:
+        return {"norm": state["norm"].value, "readings": state["readings"].value}
+
+
+Dense = dict[str, Observations]
+
+
+def largest_entry(dense: Dense) -> dict[str, Numbers]:
+    numbers = {}
+    for site, (states, positions, _) in dense.items():
+        largest = np.full(POSITIONS, -np.inf)
+        np.maximum.at(largest, positions, np.abs(states).max(-1))
+        numbers[site] = {"largest": plain(largest)}
+    return numbers
+
+
+def block_update(dense: Dense) -> dict[str, Numbers]:
+    sites = list(dense)
+    return {
+        after: {
+            "mean_square": plain(((dense[after].states - dense[before].states) ** 2).sum(-1).mean())
+        }
+        for before, after in pairwise(sites)
+    }
+
+
+def drift(dense: Dense) -> dict[str, Numbers]:
+    first = next(iter(dense.values())).states
+    return {
+        site: {"distance": plain(np.linalg.norm(seen.states - first, axis=-1).mean())}
+        for site, seen in dense.items()
+    }
+
+
+def extent(dense: Dense) -> dict[str, Numbers]:
+    norms = [np.linalg.norm(seen.states, axis=-1) for seen in dense.values()]
+    return {
+        "all": {
+            "norm": plain(max(norm.max() for norm in norms)),
+            "readings": exact(sum(map(len, norms))),
+        }
+    }
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case(
+            "pos_ctx",
+            lambda: gh.PosCtx(contexts=64, positions=POSITIONS, second_moment=True),
+            lambda dense: {site: pos_ctx(seen, second_moment=True) for site, seen in dense.items()},
+            lambda geometry, site: geometry[site].pos_ctx,
+        ),
+        Case(
+            "sphere",
+            gh.Sphere,
+            lambda dense: dict(zip(dense, sphere(list(dense.values())), strict=True)),
+            lambda geometry, site: geometry[site].sphere,
+        ),
+        Case(
+            "largest_entry",
+            LargestEntry,
+            largest_entry,
+            lambda geometry, site: geometry[site].largest_entry,
+        ),
+        Case(
+            "block_update",
+            BlockUpdate,
+            block_update,
+            lambda geometry, site: geometry[site].block_update,
+        ),
+        Case("drift", Drift, drift, lambda geometry, site: geometry[site].drift),
+        Case("model", lambda: Extent("model"), extent, lambda geometry, _: geometry.model.extent),
+        Case(
+            "stream",
+            lambda: Extent("stream"),
+            extent,
+            lambda geometry, _: geometry.model[""].extent,
+        ),
+    )
+}

@@ -1,0 +1,419 @@
+"""Everything the statistics report, computed the long way: dense, in float64, with NumPy alone.
+
+Nothing here streams and nothing here imports geomhooks. A function takes the hidden states of one
+site with the position and the context of every token, and returns the numbers by name, each as an
+`Expected`: the value and the scale to which a relative error refers. Where a number is no
+cancellation its scale is its own size. Where large parts may cancel to nearly nothing, the scale is
+the size of the parts, and the place says so.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Observations(NamedTuple):
+    """The tokens of one site that count."""
+
+    states: np.ndarray
+    """(N, d) float64"""
+    positions: np.ndarray
+    """(N,) absolute position of each token"""
+    contexts: np.ndarray
+    """(N,) id of each token's context"""
+
+    def where(self, kept: np.ndarray) -> Observations:
+        return Observations(self.states[kept], self.positions[kept], self.contexts[kept])
+
+
+class Expected(NamedTuple):
+    """A number, or an array of them, and what an error in it is relative to."""
+
+    value: np.ndarray
+    scale: np.ndarray
+    rtol: float = 1e-5
+
+
+Numbers = dict[str, Expected]
+
+FLOAT32 = 3e-7  # a few units in the last place
+PRODUCT = 1e-6  # and of a product of two such numbers
+
+
+def exact(value: object) -> Expected:
+    return Expected(np.asarray(value), np.asarray(0.0))
+
+
+def plain(value: object, rtol: float = 1e-5) -> Expected:
+    return Expected(np.asarray(value, np.float64), np.abs(np.asarray(value, np.float64)), rtol)
+
+
+def relative_to(scale: object, value: object, rtol: float = 1e-5) -> Expected:
+    return Expected(np.asarray(value, np.float64), np.asarray(scale, np.float64), rtol)
+
+
+def disagreement(actual: object, expected: Expected) -> str:
+    """What is wrong with a number: another shape, NaN elsewhere, its worst entry; or nothing."""
+    found, value = np.asarray(actual, np.float64), np.asarray(expected.value, np.float64)
+    if found.shape != value.shape:
+        return f"has shape {found.shape}, not {value.shape}"
+    if (np.isnan(found) != np.isnan(value)).any():
+        places = (np.argwhere(np.isnan(array)).tolist() for array in (found, value))
+        return "is NaN at {}, not {}".format(*places)
+    if value.size == 0:
+        return ""
+    same = np.isnan(value) | (found == value)
+    error = np.abs(np.where(same, 0.0, found) - np.where(same, 0.0, value))
+    allowed = np.broadcast_to(expected.rtol * expected.scale, value.shape)
+    times = np.where(error > 0, error / np.maximum(allowed, np.finfo(float).tiny), 0.0)
+    worst = np.unravel_index(np.argmax(times), times.shape)
+    if times[worst] <= 1:
+        return ""
+    place = [int(index) for index in worst]
+    much = f"{times[worst]:.3g} times the error allowed"
+    return f"is {found[worst]} for {value[worst]} at {place}, {much}"
+
+
+# ---------------------------------------------------------------- h = mu + pos + ctx + resid
+
+
+class Fit(NamedTuple):
+    """The two-way least-squares fit, identified by sum_t pos_t = 0 and sum_c ctx_c = 0."""
+
+    mu: np.ndarray
+    pos: np.ndarray
+    """(T, d), one row for each position that occurs, in ascending order"""
+    ctx: np.ndarray
+    """(C, d), one row for each context, by ascending id"""
+    resid: np.ndarray
+    """(N, d)"""
+
+
+def dummies(labels: np.ndarray) -> np.ndarray:
+    """(N, number of different labels), a one where the token has the label."""
+    return (labels[:, None] == np.unique(labels)[None, :]).astype(np.float64)
+
+
+def two_way_fit(seen: Observations) -> Fit:
+    """Least squares on the full design matrix, a column for each position and for each context."""
+    by_position, by_context = dummies(seen.positions), dummies(seen.contexts)
+    design = np.concatenate([by_position, by_context], axis=1)
+    centre = seen.states.mean(
+        0
+    )  # taken out beforehand, so that the solver meets numbers of the size of their spread
+    effects = np.linalg.lstsq(design, seen.states - centre, rcond=None)[0]
+    return identified(
+        effects[: by_position.shape[1]], effects[by_position.shape[1] :], centre, seen
+    )
+
+
+def two_way_fit_of_many(seen: Observations) -> Fit:
+    """The same for very many contexts, which are eliminated beforehand (Frisch and Waugh)."""
+    centre = seen.states.mean(0)
+    states, positions = seen.states - centre, dummies(seen.positions)
+    row = np.unique(seen.contexts, return_inverse=True)[1]
+    length = np.bincount(row)[:, None]
+
+    def context_mean(values: np.ndarray) -> np.ndarray:
+        return np.stack([np.bincount(row, weights=column) for column in values.T], axis=1) / length
+
+    within_states = states - context_mean(states)[row]
+    within_positions = positions - context_mean(positions)[row]
+    a = np.linalg.lstsq(within_positions, within_states, rcond=None)[0]
+    return identified(a, context_mean(states - positions @ a), centre, seen)
+
+
+def identified(a: np.ndarray, c: np.ndarray, centre: np.ndarray, seen: Observations) -> Fit:
+    mu = centre + a.mean(0) + c.mean(0)
+    pos, ctx = a - a.mean(0), c - c.mean(0)
+    row_t = np.unique(seen.positions, return_inverse=True)[1]
+    row_c = np.unique(seen.contexts, return_inverse=True)[1]
+    return Fit(mu, pos, ctx, (seen.states - mu) - pos[row_t] - ctx[row_c])
+
+
+def residual_of_one_way(states: np.ndarray, labels: np.ndarray) -> float:
+    """Sum of squares left after the mean of every label is taken out."""
+    row = np.unique(labels, return_inverse=True)[1]
+    centred = states - states.mean(0)
+    means = (
+        np.stack([np.bincount(row, weights=column) for column in centred.T], axis=1)
+        / np.bincount(row)[:, None]
+    )
+    return float(((centred - means[row]) ** 2).sum())
+
+
+def ratio(above: float, below: float) -> float:
+    return above / below if below > 0 else float("nan")
+
+
+def at_all_positions(rows: np.ndarray, positions: np.ndarray, unseen: float = np.nan) -> np.ndarray:
+    """Rows of the positions that occur, spread over positions 0..last."""
+    occurring = np.unique(positions)
+    table = np.full((occurring[-1] + 1, *rows.shape[1:]), unseen, rows.dtype)
+    table[occurring] = rows
+    return table
+
+
+def pos_ctx(
+    seen: Observations, second_moment: bool = False, many_contexts: bool = False
+) -> Numbers:
+    """What PosCtx reports.
+
+    Scales. Of mu and of the plain position means: the root mean square of the dimension. Of pos and
+    ctx: the standard deviation of the dimension. Of a variance component: the mean square from
+    which the noise is subtracted. Of an entry of a covariance: the product of the two standard
+    deviations; what is left of it in resid is right to 1e-6 of the whole.
+    """
+    states, positions, contexts = seen
+    count = len(states)
+    fit = (two_way_fit_of_many if many_contexts else two_way_fit)(seen)
+    occurring, row_t, n_t = np.unique(positions, return_inverse=True, return_counts=True)
+    ids, row_c, n_c = np.unique(contexts, return_inverse=True, return_counts=True)
+    T, C = len(occurring), len(ids)
+
+    rms = np.sqrt((states**2).mean(0))
+    spread = states.std(0)
+    spread = np.maximum(spread, 1e-8 * rms + 1e-12 * spread.max())
+
+    ss_pos = float((n_t[:, None] * fit.pos**2).sum())
+    ss_ctx = float((n_c[:, None] * fit.ctx**2).sum())
+    ss_resid = float((fit.resid**2).sum())
+    total = ss_pos + ss_ctx + ss_resid
+    shares = {"pos": ss_pos / total, "ctx": ss_ctx / total, "resid": ss_resid / total}
+    cross = 2 * float((fit.pos[row_t] * fit.ctx[row_c]).sum()) / total
+
+    gained_by_pos = residual_of_one_way(states, contexts) - ss_resid
+    gained_by_ctx = residual_of_one_way(states, positions) - ss_resid
+    weights = np.zeros((C, T)) if not many_contexts else None
+    if weights is not None:
+        np.add.at(weights, (row_c, row_t), 1.0)
+        M = np.diag(n_t.astype(float)) - weights.T @ (weights / n_c[:, None])
+    else:
+        M = np.diag(n_t.astype(float)) - gram_of_many(row_c, row_t, n_c, T)
+    s2_resid = ratio(ss_resid, count - T - C + 1)
+    s2_pos = ratio(gained_by_pos - (T - 1) * s2_resid, np.trace(M) if T > 1 else 0)
+    s2_ctx = ratio(gained_by_ctx - (C - 1) * s2_resid, count - T if C > 1 else 0)
+    least = FLOAT32 / 1e-5  # what is left of the whole is right to FLOAT32 of the whole
+    scale_pos = max(abs(s2_pos), ratio(max(gained_by_pos, least * total), np.trace(M)))
+    scale_ctx = max(abs(s2_ctx), ratio(max(gained_by_ctx, least * total), count - T))
+    scale_resid = max(abs(s2_resid), s2_resid * least * total / ss_resid if ss_resid > 0 else 0)
+    inverse = np.linalg.pinv(M, rcond=1e-9, hermitian=True)
+    standard_error = at_all_positions(np.sqrt(s2_resid * np.diag(inverse)), positions)
+    clipped = {"pos": max(s2_pos, 0.0), "ctx": max(s2_ctx, 0.0), "resid": max(s2_resid, 0.0)}
+    whole = sum(clipped.values())
+
+    position_mean = np.stack([states[row_t == t].mean(0) for t in range(T)])
+    numbers: Numbers = {
+        "mean": relative_to(rms, fit.mu, rtol=1e-6),
+        "position_mean": relative_to(rms, at_all_positions(position_mean, positions), rtol=1e-6),
+        "pos": relative_to(spread, at_all_positions(fit.pos, positions)),
+        "ctx": relative_to(spread, fit.ctx),
+        "context_id": exact(ids),
+        "context_length": exact(n_c),
+        "position_count": exact(at_all_positions(n_t, positions, unseen=0)),
+        "count": exact(count),
+        "contexts": exact(C),
+        "exact": exact(True),
+        "cross_share": relative_to(
+            max(abs(cross), np.sqrt(shares["pos"] * shares["ctx"]), 1e-6), cross
+        ),
+        "pos_standard_error": relative_to(
+            standard_error * max(1, scale_resid / s2_resid), standard_error
+        ),
+        "components.pos": relative_to(scale_pos, s2_pos),
+        "components.ctx": relative_to(scale_ctx, s2_ctx),
+        "components.resid": relative_to(scale_resid, s2_resid),
+    }
+    for name, share in shares.items():
+        numbers[f"shares.{name}"] = relative_to(max(share, least), share)
+        numbers[f"corrected_shares.{name}"] = relative_to(
+            max(scale_pos, scale_ctx, scale_resid) / whole, clipped[name] / whole
+        )
+    if second_moment:
+        centred = states - states.mean(0)
+        left = np.maximum(fit.resid.std(0), np.sqrt(PRODUCT / 1e-5) * spread)
+        numbers["covariance"] = relative_to(np.outer(spread, spread), centred.T @ centred / count)
+        numbers["resid_covariance"] = relative_to(
+            np.outer(left, left), fit.resid.T @ fit.resid / count
+        )
+    return numbers
+
+
+def gram_of_many(row_c: np.ndarray, row_t: np.ndarray, n_c: np.ndarray, T: int) -> np.ndarray:
+    """sum_c W_c W_c^T / n_c, by going through the positions of one context after the other."""
+    gram = np.zeros((T, T))
+    order = np.argsort(row_c, kind="stable")
+    for places in np.split(row_t[order], np.cumsum(n_c)[:-1]):
+        gram[np.ix_(places, places)] += 1.0 / len(places)
+    return gram
+
+
+# ---------------------------------------------------------------- the sphere
+
+
+def centred(states: np.ndarray) -> np.ndarray:
+    return states - states.mean(-1, keepdims=True)
+
+
+def unit(states: np.ndarray) -> np.ndarray:
+    return states / np.linalg.norm(states, axis=-1, keepdims=True)
+
+
+def angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Angle between the rows of a and of b, exact for small ones too."""
+    u = unit(a)
+    along = (b * u).sum(-1)
+    return np.arctan2(np.linalg.norm(b - along[:, None] * u, axis=-1), along)
+
+
+class PerToken(NamedTuple):
+    """One number for each token, and the size of its parts."""
+
+    value: np.ndarray
+    scale: np.ndarray
+
+
+def shape_of_state(states: np.ndarray) -> dict[str, PerToken]:
+    """Norm, ones component, centred radius. The ones component may cancel: relative to the norm."""
+    d = states.shape[-1]
+    norm = np.linalg.norm(states, axis=-1)
+    ones = states.sum(-1) / np.sqrt(d)
+    radius = np.linalg.norm(centred(states), axis=-1)
+    return {
+        "norm": PerToken(norm, norm),
+        "ones": PerToken(ones, norm),
+        "ones_share": PerToken(ones**2 / norm**2, np.abs(ones) / norm),
+        "radius": PerToken(radius, radius),
+        "radius_ratio": PerToken(radius / np.sqrt(d), radius / np.sqrt(d)),
+    }
+
+
+def step(inputs: np.ndarray, outputs: np.ndarray) -> dict[str, PerToken]:
+    """Step angle, radial and tangential part of a block; the parts relative to the update."""
+    u = unit(centred(inputs))
+    update = centred(outputs - inputs)
+    length = np.linalg.norm(update, axis=-1)
+    radial = (update * u).sum(-1)
+    theta = angle(centred(inputs), centred(outputs))
+    return {
+        "step_angle": PerToken(theta, theta),
+        "radial": PerToken(radial, length),
+        "tangential": PerToken(np.linalg.norm(update - radial[:, None] * u, axis=-1), length),
+    }
+
+
+def moments(numbers: PerToken) -> Numbers:
+    """Mean, population variance, least and greatest.
+
+    A variance is relative to itself, or, where the values hardly differ, to what it loses when
+    every value is only right to 3e-7, a few units in the last place of float32: 2 std 3e-7 size.
+    """
+    value, scale = numbers
+    size = np.sqrt((scale**2).mean())
+    variance = value.var()
+    lost = 2 * np.sqrt(variance) * FLOAT32 * size + (FLOAT32 * size) ** 2
+    return {
+        "mean": relative_to(np.abs(scale).mean(), value.mean()),
+        "variance": relative_to(max(variance, lost / 1e-5), variance),
+        "min": relative_to(np.abs(scale).max(), value.min()),
+        "max": relative_to(np.abs(scale).max(), value.max()),
+        "count": exact(len(value)),
+    }
+
+
+def moments_at_position(numbers: PerToken, positions: np.ndarray, first: int = 0) -> Numbers:
+    """The same at each position from the first to the last that occurs."""
+    rows = []
+    for t in range(first, positions.max() + 1):
+        here = positions == t
+        rows.append(
+            moments(PerToken(numbers.value[here], numbers.scale[here])) if here.any() else None
+        )
+    gathered: Numbers = {}
+    for name in ("mean", "variance", "min", "max", "count"):
+        unseen = 0 if name == "count" else np.nan
+        gathered[name] = Expected(
+            np.array([unseen if row is None else row[name].value for row in rows]),
+            np.array([0.0 if row is None else row[name].scale for row in rows]),
+        )
+    return gathered
+
+
+def directions(states: np.ndarray) -> Numbers:
+    """Numbers of the whole cloud. A mean cosine is relative to at least 1/n, what it subtracts.
+
+    The concentration is that of a resultant length which is right to 3e-7.
+    """
+    n, d = states.shape
+    R = float(np.linalg.norm(unit(centred(states)).mean(0)))
+    p = d - 1
+    kappa = R * (p - R**2) / (1 - R**2)
+
+    def mean_cosine(length: float) -> Expected:
+        cosine = ratio(n * length**2 - 1, n - 1)
+        return relative_to(max(abs(cosine), 1 / n), cosine)
+
+    return {
+        "resultant_length": plain(R),
+        "mean_cosine": mean_cosine(R),
+        "concentration": relative_to(kappa * max(1, 2 * FLOAT32 / 1e-5 / (1 - R**2)), kappa),
+        "anisotropy": mean_cosine(float(np.linalg.norm(unit(states).mean(0)))),
+    }
+
+
+def sphere(stack: list[Observations]) -> list[Numbers]:
+    """What Sphere reports at the input of a stack's first block and at every block's output."""
+    everything: list[Numbers] = []
+    path = np.zeros(len(stack[0].states))
+    for depth, seen in enumerate(stack):
+        numbers = shape_of_state(seen.states)
+        if depth > 0:
+            numbers |= step(stack[depth - 1].states, seen.states)
+            path = path + numbers["step_angle"].value
+            numbers["path_length"] = PerToken(path, path)
+        if depth > 0 and depth == len(stack) - 1:
+            chord = angle(centred(stack[0].states), centred(seen.states))
+            numbers["chord"] = PerToken(chord, chord)
+            numbers["tortuosity"] = PerToken(path / chord, path / chord)
+        everything.append(sphere_numbers(seen, numbers))
+    return everything
+
+
+def sphere_numbers(seen: Observations, numbers: dict[str, PerToken]) -> Numbers:
+    """Gather the numbers of all tokens, position by position, and again without position 0."""
+    later = seen.positions > 0
+    flat: Numbers = {"non_finite": exact(0), "without_first.non_finite": exact(0)}
+    flat |= directions(seen.states)
+    flat |= prefixed("without_first.", directions(seen.states[later]))
+    for name, per_token in numbers.items():
+        without = PerToken(per_token.value[later], per_token.scale[later])
+        flat |= prefixed(f"{name}.", moments(per_token))
+        flat |= prefixed(f"{name}.at_position.", moments_at_position(per_token, seen.positions))
+        flat |= prefixed(f"without_first.{name}.", moments(without))
+        flat |= prefixed(
+            f"without_first.{name}.at_position.",
+            moments_at_position(without, seen.positions[later], 1),
+        )
+    return flat
+
+
+def prefixed(prefix: str, numbers: Numbers) -> Numbers:
+    return {prefix + name: number for name, number in numbers.items()}
+
+
+def log_radius(states: np.ndarray) -> np.ndarray:
+    return np.log(np.linalg.norm(centred(states), axis=-1))
+
+
+def histogram_fits(counts: np.ndarray, edges: np.ndarray, values: np.ndarray) -> bool:
+    """Whether counts are those of values between the edges, the outer bins being open.
+
+    A value within 1e-5 of an edge may go either way.
+    """
+    below = np.cumsum(counts)[:-1]
+    surely, perhaps = ((values[None, :] < edges[:, None] + shift).sum(1) for shift in (-1e-5, 1e-5))
+    return bool(
+        counts.sum() == len(values) and (surely <= below).all() and (below <= perhaps).all()
+    )
