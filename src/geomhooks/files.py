@@ -3,7 +3,9 @@
 Tensors are named ``site/<name>/<statistic>/<accumulator>/<tensor>``, ``stream/...`` and
 ``model/...``. The metadata has one entry, ``geomhooks``: JSON with ``schema`` (a number that grows
 when older versions cannot read a file), ``description`` (model, shards, statistics with their
-parameters, streams, sites), ``counts``, ``versions`` and ``notes``.
+parameters, streams, sites), ``counts``, ``versions`` and ``notes``. Of a tensor most of whose rows
+hold nothing yet (a table of 4096 contexts that has seen 30), the others are stored, and their
+indices as ``<tensor>@rows``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator
+from geomhooks.accumulators import Accumulator, Field
 from geomhooks.errors import FileFormatError, SchemaError
 from geomhooks.state import Shift, SiteState, State, StreamState
 from geomhooks.statistics.base import REGISTRY, Site, Statistic
@@ -40,6 +42,7 @@ __all__ = [
 
 SCHEMA = 1
 KEY = "geomhooks"
+ROWS = "@rows"
 
 
 def first_key_of(shard: str) -> int:
@@ -112,11 +115,39 @@ def unpack_state(packed: Mapping[str, Any], statistics: Iterable[Statistic] = ()
         for n in description["whole"]:
             state.whole.setdefault(n, known[n].accumulators(site))
     for path, accumulator in state.accumulators():
-        start = path + "/"
-        accumulator.adopt(
-            {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}, path
-        )
+        held = {
+            name: thicken(f"{path}/{name}", tensors, field)
+            for name, field in accumulator.fields.items()
+            if f"{path}/{name}" in tensors
+        }
+        accumulator.adopt(held, path)
     return state
+
+
+def thin(name: str, tensor: Tensor, field: Field) -> dict[str, Tensor]:
+    """A tensor as it is stored: whole, or the rows that hold something and their indices."""
+    rows = len(tensor) if tensor.ndim else 0
+    if rows < 16:
+        return {name: tensor}
+    used = (tensor.reshape(rows, -1) != field.empty).any(1).nonzero()[:, 0]
+    if 2 * len(used) > rows:
+        return {name: tensor}
+    return {name: tensor[used], name + ROWS: used}
+
+
+def thicken(name: str, tensors: Mapping[str, Tensor], field: Field) -> Tensor:
+    """Undo :func:`thin`."""
+    stored, used = tensors[name], tensors.get(name + ROWS)
+    if used is None:
+        return stored
+    shape = tuple(field.shape)
+    if stored.shape[1:] != shape[1:] or len(stored) != len(used):
+        raise SchemaError(f"{name}: {tuple(stored.shape)} are no rows of {shape}")
+    if len(used) and not 0 <= int(used.min()) <= int(used.max()) < shape[0]:
+        raise SchemaError(f"{name}: a row index is outside of {shape}")
+    whole = torch.full(shape, field.empty, dtype=stored.dtype)
+    whole[used] = stored
+    return whole
 
 
 def _statistic(name: str, entry: Mapping[str, Any], given: Mapping[str, Statistic]) -> Statistic:
@@ -156,7 +187,12 @@ def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, A
         text = json.dumps(document)
     except TypeError as error:
         raise SchemaError(f"notes and statistics' parameters have to be JSON: {error}") from error
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in state.tensors().items()}
+    tensors = {
+        key: value.contiguous()
+        for path, accumulator in state.accumulators()
+        for name, tensor in accumulator.pack().items()
+        for key, value in thin(f"{path}/{name}", tensor.cpu(), accumulator.fields[name]).items()
+    }
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
@@ -209,7 +245,7 @@ def read_file(
         state = unpack_state({**document, "tensors": tensors}, statistics)
     except SchemaError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
         raise FileFormatError(
             f"{os.fspath(path)}: its description does not fit together: {error!r}"
         ) from error

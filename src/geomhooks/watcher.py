@@ -9,12 +9,11 @@ from __future__ import annotations
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from geomhooks import planning
 from geomhooks.calls import Call, Statement, read_call, read_plain_call
@@ -30,6 +29,9 @@ from geomhooks.snapshot import Geometry
 from geomhooks.state import SiteState
 from geomhooks.statistics.base import Reading, Statistic
 from geomhooks.tokens import Tokens
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Watch", "watch"]
 
@@ -110,14 +112,25 @@ class Watch:
         else:
             self._verify_fired()
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Count nothing inside this block; the hooks stay on."""
+    def pause(self) -> AbstractContextManager[None]:
+        """Count nothing from now on, until :meth:`resume` or the end of ``with watch.pause():``.
+
+        The hooks stay on. For forwards, not for the middle of one.
+        """
         before, self.paused = self.paused, True
-        try:
-            yield
-        finally:
-            self.paused = before
+
+        @contextmanager
+        def until_the_end() -> Iterator[None]:
+            try:
+                yield
+            finally:
+                self.paused = before
+
+        return until_the_end()
+
+    def resume(self) -> None:
+        """Count again after :meth:`pause`."""
+        self.paused = False
 
     @contextmanager
     def tokens(

@@ -104,12 +104,13 @@ class Sphere(Statistic):
         assert r.squared_norm is not None
         assert r.ones is not None
         width, keep = site.width, r.keep
-        square, ones = r.squared_norm.double(), r.ones.double()
+        wide = reading.shift.dtype  # float64, where the device has it
+        square, ones = r.squared_norm.to(wide), r.ones.to(wide)
         radius = centred_square(square, ones, width).sqrt()
         share = ones.square() / (width * square)
         values = [square.sqrt(), ones / width**0.5, share.nan_to_num(0.0), radius]
         if site.has_input:
-            moved = step_of(r, width)
+            moved = step_of(r, width, wide)
             values += moved
             if has_path(site):
                 values += self._path(reading, moved.angle)
@@ -140,9 +141,10 @@ class Sphere(Statistic):
         assert r.ones is not None
         assert r.shift_dot is not None
         assert r.shifted_squared_norm is not None
-        square, dot = r.shifted_squared_norm.double(), r.shift_dot.double()
+        wide = shift.dtype
+        square, dot = r.shifted_squared_norm.to(wide), r.shift_dot.to(wide)
         # Centred: less the parts along the ones direction, of x as of the shift.
-        ones, shift_ones = r.ones.double() - shift.sum(), shift.sum()
+        ones, shift_ones = r.ones.to(wide) - shift.sum(), shift.sum()
         centred = shift - shift.mean()
         parts = (
             (
@@ -164,7 +166,7 @@ class Sphere(Statistic):
             if name == "centred":
                 sums = sums - sums.mean(1, keepdim=True)
             state[name].add(
-                vector / shift_length.clamp(min=torch.finfo(torch.float64).tiny),
+                vector / shift_length.clamp(min=torch.finfo(wide).tiny),
                 groups.sum((1, 2)),
                 sums + multiple[:, None] * vector,
                 torch.where(groups, each.square, 0.0).sum((1, 2)),
@@ -175,12 +177,15 @@ class Sphere(Statistic):
         site, carry = reading.site, reading.carry
         if site.first:
             carry[site.stack] = reading.taps["in"], torch.zeros_like(angle)
+        if site.stack not in carry:  # the first block was skipped in this forward
+            return [torch.full_like(angle, float("nan"))] * (3 if site.last else 1)
         start, path = carry.pop(site.stack)
-        path = path + angle
+        path = path.to(angle.device) + angle  # blocks may be on several devices
         if not site.last:
             carry[site.stack] = start, path
             return [path]
-        chord = step_of(reduce_update(reading.taps["out"], start), site.width).angle
+        moved = reduce_update(reading.taps["out"], start.to(angle.device))
+        chord = step_of(moved, site.width, angle.dtype).angle
         return [path, chord, path / chord]
 
     def _norm_module(self, reading: Reading) -> list[Tensor]:
@@ -190,14 +195,15 @@ class Sphere(Statistic):
         assert r.in_ones is not None
         assert site.norm_eps is not None
         width, eps = site.width, site.norm_eps
-        square, ones = r.in_squared_norm.double(), r.in_ones.double()
+        wide = reading.shift.dtype
+        square, ones = r.in_squared_norm.to(wide), r.in_ones.to(wide)
         scatter = (centred_square(square, ones, width) if site.norm_centred else square) / width
-        gain, bias = taps["gain"].double(), taps["bias"].double()
+        gain, bias = taps["gain"].to(wide), taps["bias"].to(wide)
         # Where a gain is about zero the output tells nothing; there the input stands in for it.
         mean = (ones / width)[..., None] if site.norm_centred else 0.0
-        expected = (taps["in"].double() - mean) / (scatter + eps).sqrt()[..., None]
+        expected = (taps["in"].to(wide) - mean) / (scatter + eps).sqrt()[..., None]
         usable = gain.abs() > 1e-6 * gain.abs().amax()
-        before = torch.where(usable, (taps["out"].double() - bias) / gain, expected)
+        before = torch.where(usable, (taps["out"].to(wide) - bias) / gain, expected)
         length = torch.linalg.vector_norm(before, dim=-1) / width**0.5
         gap = (length - (scatter / (scatter + eps)).sqrt()).abs()
         return [gap, before.sum(-1).abs() / width**0.5] if site.norm_centred else [gap]
@@ -265,8 +271,8 @@ def scaled(moments: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
     }
 
 
-def step_of(r: Reduced, width: int) -> Step:
-    """Angle, radial and tangential part of a block's update, (B, T) float64 each."""
+def step_of(r: Reduced, width: int, wide: torch.dtype) -> Step:
+    """Angle, radial and tangential part of a block's update, (B, T) each."""
     assert r.in_squared_norm is not None
     assert r.in_ones is not None
     assert r.update_ones is not None
@@ -274,11 +280,11 @@ def step_of(r: Reduced, width: int) -> Step:
     assert r.slope is not None
     assert r.across_squared_norm is not None
     return step(
-        r.in_squared_norm.double(),
-        r.in_ones.double(),
-        r.update_ones.double(),
-        r.update_dot.double(),
-        r.slope.double(),
-        r.across_squared_norm.double(),
+        r.in_squared_norm.to(wide),
+        r.in_ones.to(wide),
+        r.update_ones.to(wide),
+        r.update_dot.to(wide),
+        r.slope.to(wide),
+        r.across_squared_norm.to(wide),
         width,
     )

@@ -1,0 +1,205 @@
+"""How much longer a watched forward takes than a bare one.
+
+Bare and watched forwards alternate in one process, so that both see the same machine; the ratio of
+each pair is taken and the median of the ratios reported, with their quartiles. Below a few per cent
+a wall-clock ratio drowns in noise, so the time spent inside the hooks is also measured directly, as
+a share of the rest of the forward.
+
+    python benchmarks/overhead.py [--pairs 15] [--device cpu] [--quick]
+
+writes ``benchmarks/results/overhead-<device>.json`` and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from environment import environment
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+)
+
+import geomhooks as gh
+from geomhooks.watcher import Watch
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "MiniLM-L6 shape": lambda: BertModel(
+        BertConfig(
+            hidden_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=12,
+            intermediate_size=1536,
+        ),
+        add_pooling_layer=False,
+    ),
+    "GPT-2 124M shape": lambda: GPT2Model(GPT2Config()),
+    "SmolLM2-135M shape": lambda: LlamaModel(
+        LlamaConfig(
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+        )
+    ),
+}
+STATISTICS: dict[str, Callable[[], list[gh.Statistic]]] = {
+    "PosCtx": lambda: [gh.PosCtx()],
+    "Sphere": lambda: [gh.Sphere()],
+    "both": lambda: [gh.PosCtx(), gh.Sphere()],
+}
+
+
+def main() -> None:
+    """Measure every model, shape and set of statistics."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="the smallest model only")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    shapes = [(8, 256), (16, 512)] if device.type == "cpu" else [(16, 1024)]
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    rows = []
+    for name, build in list(MODELS.items())[: 1 if arguments.quick else None]:
+        torch.manual_seed(0)
+        model = build().eval().to(device, dtype)
+        for batch, length in shapes[
+            : 1 if name.startswith("SmolLM") and device.type == "cpu" else 2
+        ]:
+            for masked in (False, True):
+                for label in STATISTICS if not masked else ["both"]:
+                    row = {
+                        "model": name,
+                        "shape": [batch, length],
+                        "mask": masked,
+                        "statistics": label,
+                        **measure(
+                            model, batch, length, masked, STATISTICS[label](), arguments.pairs
+                        ),
+                    }
+                    rows.append(row)
+                    print(show(row), flush=True)
+    result = {"environment": environment(), "dtype": str(dtype), "rows": rows}
+    path = Path(__file__).parent / "results" / f"overhead-{device.type}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {path.name}")
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    batch: int,
+    length: int,
+    masked: bool,
+    chosen: list[gh.Statistic],
+    pairs: int,
+) -> dict[str, Any]:
+    """Median ratio of watched to bare, and the time in the hooks as a share of the rest."""
+    device = next(model.parameters()).device
+    ids = torch.randint(1000, (batch, length), device=device)
+    inputs = {"input_ids": ids}
+    if masked:
+        lengths = torch.linspace(length // 2, length, batch, device=device).round()
+        inputs["attention_mask"] = (torch.arange(length, device=device) < lengths[:, None]).long()
+    if not isinstance(model, BertModel):
+        inputs["use_cache"] = False
+    watch = gh.watch(model, statistics=chosen)
+    for _ in range(2):
+        timed(model, inputs)
+        watched(model, inputs, watch)
+    bare, ratios = [], []
+    for index in range(pairs):
+        # Whoever goes second finds warm caches: take turns.
+        if index % 2:
+            slow, fast = watched(model, inputs, watch), timed(model, inputs)
+        else:
+            fast, slow = timed(model, inputs), watched(model, inputs, watch)
+        bare.append(fast)
+        ratios.append(slow / fast)
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return {
+        "bare_ms": round(1e3 * statistics.median(bare), 2),
+        "ratio": round(median, 4),
+        "quartiles": [round(low, 4), round(high, 4)],
+        "share_in_hooks": round(share_in_hooks(model, inputs, watch), 4),
+        "state_mib": round(watch.nbytes / 2**20, 1),
+    }
+
+
+def timed(model: nn.Module, inputs: dict[str, Any]) -> float:
+    """Seconds of one forward."""
+    synchronize()
+    start = time.perf_counter()
+    model(**inputs)
+    synchronize()
+    return time.perf_counter() - start
+
+
+def watched(model: nn.Module, inputs: dict[str, Any], watch: Watch) -> float:
+    """Seconds of one forward with the hooks on; putting them on and off is not counted."""
+    watch.attach()
+    try:
+        return timed(model, inputs)
+    finally:
+        watch.detach()
+
+
+def share_in_hooks(model: nn.Module, inputs: dict[str, Any], watch: Watch) -> float:
+    """Median over forwards of the time inside the site hooks, over the rest of the forward."""
+    shares = []
+    read = Watch.read
+    spent = 0.0
+
+    def read_and_time(*arguments: Any) -> None:
+        nonlocal spent
+        synchronize()
+        start = time.perf_counter()
+        read(*arguments)
+        synchronize()
+        spent += time.perf_counter() - start
+
+    Watch.read = read_and_time  # type: ignore[method-assign]
+    try:
+        for _ in range(5):
+            spent = 0.0
+            whole = watched(model, inputs, watch)
+            shares.append(spent / (whole - spent))
+    finally:
+        Watch.read = read  # type: ignore[method-assign]
+    return statistics.median(shares)
+
+
+def synchronize() -> None:
+    """Wait for the device, so that a clock on the host tells the time."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def show(row: dict[str, Any]) -> str:
+    """One line of the table."""
+    shape = "x".join(map(str, row["shape"]))
+    return (
+        f"{row['model']:20s} {shape:8s} {'mask' if row['mask'] else '':4s} {row['statistics']:7s} "
+        f"bare {row['bare_ms']:8.1f} ms  ratio {row['ratio']:.3f} "
+        f"[{row['quartiles'][0]:.3f}, {row['quartiles'][1]:.3f}]  "
+        f"in hooks {100 * row['share_in_hooks']:.2f} %  state {row['state_mib']:.0f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    main()
