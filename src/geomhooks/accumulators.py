@@ -11,7 +11,7 @@ Adding never waits for the device, never branches on data and never changes a sh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -325,6 +325,44 @@ class Moments(Accumulator):
             t["squares"].index_add_(0, rows, about.square())
             reduce_rows(t["min"], rows, low.flatten(0, -2), "amin")
             reduce_rows(t["max"], rows, high.flatten(0, -2), "amax")
+
+    @staticmethod
+    def add_each(
+        moments: Sequence[Moments], values: Tensor, at: Tensor | slice, where: Tensor
+    ) -> None:
+        """Add values (L, ..., features) to L accumulators, with as few operations as can be.
+
+        Args:
+            moments: L accumulators of one shape.
+            values: (L, ..., features).
+            at: as in :meth:`add`, the same for all.
+            where: (L, ..., features) bool.
+        """
+        if not isinstance(at, slice):
+            for one, value, mask in zip(moments, values, where, strict=True):
+                one.add(value, at, mask)
+            return
+        shifts = torch.stack([one["shift"] for one in moments])
+        known = torch.stack([one["shifted"] for one in moments])
+        flat, kept = values.flatten(1, -2), where.flatten(1, -2)
+        first = kept.to(torch.uint8).argmax(1, keepdim=True)
+        found = kept.gather(1, first)[:, 0]
+        shifts = torch.where(found & ~known, flat.gather(1, first)[:, 0], shifts)
+        omitted = ~where
+        about = (values - shifts[:, None, None]).masked_fill_(omitted, 0.0)
+        total, squares, count = about.sum(1), about.square().sum(1), where.sum(1)
+        low = values.masked_fill(omitted, float("inf")).amin(1)
+        high = values.masked_fill(omitted, -float("inf")).amax(1)
+        known = known | found
+        for index, one in enumerate(moments):
+            t = one.tensors
+            t["shift"].copy_(shifts[index])
+            t["shifted"].copy_(known[index])
+            t["count"][at].add_(count[index])
+            t["total"][at].add_(total[index])
+            t["squares"][at].add_(squares[index])
+            torch.minimum(t["min"][at], low[index], out=t["min"][at])
+            torch.maximum(t["max"][at], high[index], out=t["max"][at])
 
     def _settle_shift(self, values: Tensor, where: Tensor) -> None:
         """Take the first value of each feature that counts as its shift, once."""

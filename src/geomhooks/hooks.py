@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,8 @@ class CloseStream(_Hook):
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forward hook."""
         if not self.watch.paused:
-            self.watch.close_stream()
+            # Where the call raised there is no output, and the exception is being handled.
+            self.watch.close_stream(completed=output is not None or sys.exc_info()[1] is None)
 
 
 class _Read(_Hook):

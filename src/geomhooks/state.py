@@ -35,12 +35,11 @@ class Shift(Accumulator):
         already is looked up, not branched on.
         """
         value, known = self["value"], self["known"]
-        sample = hidden.flatten(0, 1)[tokens.sample].float().nan_to_num(0.0, 0.0, 0.0)
+        sample = hidden.flatten(0, 1).index_select(0, tokens.sample)
         # In the type of the hidden states, so that subtracting it rounds nothing away.
-        mean = sample.mean(0).to(hidden.dtype).to(value.dtype)
-        decided = known | (tokens.sampled == 0)
-        value.copy_(torch.where(decided, value, mean))
-        known.logical_or_(tokens.sampled > 0)
+        mean = sample.nan_to_num_(0.0, 0.0, 0.0).mean(0).to(value.dtype)
+        value.copy_(torch.where(known | ~tokens.any_real, value, mean))
+        known.logical_or_(tokens.any_real)
         return value
 
     def merge(self, other: Shift, plan: Any = None) -> None:

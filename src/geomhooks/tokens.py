@@ -37,7 +37,7 @@ class Tokens:
         token_groups: (B, T) labels, or None.
         capacity: how many positions there are room for.
         sample: (S,) some of the real tokens, as indices into the flattened (B, T).
-        sampled: () how many real tokens there are to sample from.
+        any_real: () bool, there are real tokens to sample from.
         continues: every context was open before; nothing has to be closed.
         interval: every context covers an interval of positions for certain.
     """
@@ -52,16 +52,16 @@ class Tokens:
     token_groups: Tensor | None = None
     capacity: int = 0
     sample: Tensor = field(init=False)
-    sampled: Tensor = field(init=False)
+    any_real: Tensor = field(init=False)
     continues: bool = False
     interval: bool = False
 
     def spread_sample(self) -> None:
         """Choose tokens evenly among those that are real."""
         rank = self.real.reshape(-1).cumsum(0)
-        self.sampled = rank[-1]
+        self.any_real = rank[-1] > 0
         spread = torch.linspace(0.0, 1.0, min(SAMPLE, len(rank)), device=rank.device)
-        wanted = (1 + spread * (self.sampled - 1)).to(torch.int64).clamp(min=1)
+        wanted = (1 + spread * (rank[-1] - 1)).to(torch.int64).clamp(min=1)
         self.sample = torch.searchsorted(rank, wanted).clamp(max=len(rank) - 1)
 
     @property

@@ -240,15 +240,24 @@ class Watch:
                 stated = Statement(**{**vars(stated), **said})
         self._frames.append(Frame(call, stated))
 
-    def close_stream(self) -> None:
-        """Drop the frame of a call that has returned or raised."""
+    def close_stream(self, *, completed: bool) -> None:
+        """Drop the frame of a call that has returned, or raised and so returned nothing."""
         if self._frames:
-            self._frames.pop()
+            frame = self._frames.pop()
+            if completed and not any(frame is other for other in self._frames):
+                self._finish(frame)
+
+    def _finish(self, frame: Frame) -> None:
+        """Let the statistics take up what they have left for the end of a forward."""
+        for name, carry in frame.carry.items():
+            with torch.no_grad():
+                self._plan.state.statistics[name].finish(carry)
 
     def read(self, site: SitePlan, out: Any, into: Any) -> None:
         """Add what one site shows in this forward."""
         name = site.place.name
-        frame = self._frames[-1] if self._frames else Frame(Call(), self._stated)
+        alone = not self._frames  # called by itself, outside of any call that opens a stream
+        frame = Frame(Call(), self._stated) if alone else self._frames[-1]
         found = find_tensor(out)
         if found is None:
             side = "input" if site.place.is_input else "output"

@@ -36,34 +36,34 @@ def centred_square(square: Tensor, ones: Tensor, width: int) -> Tensor:
 
 
 def step(
+    width: int,
     in_square: Tensor,
     in_ones: Tensor,
     update_ones: Tensor,
     update_dot: Tensor,
     slope: Tensor,
     across_square: Tensor,
-    width: int,
 ) -> Step:
-    """Angle, radial and tangential part of a move from y by u; all arguments of one shape.
+    """Angle, radial and tangential part of a move from y by u; all tensors of one shape.
 
     Where a move is mostly radial, tau^2 = |u_c|^2 - rho^2 has no digits left. So the part of u
     along y is taken off before squaring: with c near rho / r, and u' = u - c y,
     tau^2 = |u'_c|^2 - (rho - c r)^2, and the last term is next to nothing.
 
     Args:
+        width: d.
         in_square: |y|^2.
         in_ones: sum of the entries of y.
         update_ones: sum of the entries of u.
         update_dot: <u, y>.
         slope: c.
         across_square: |u - c y|^2.
-        width: d.
 
     Example: a quarter turn in the plane orthogonal to the ones direction.
         >>> y, u = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([-1.0, 1.0, 0.0])
         >>> u = u + torch.tensor([1.0, 1.0, -2.0]) / 3**0.5
         >>> c = torch.tensor(-1.0)
-        >>> s = step(y @ y, y.sum(), u.sum(), u @ y, c, (u - c * y) @ (u - c * y), 3)
+        >>> s = step(3, y @ y, y.sum(), u.sum(), u @ y, c, (u - c * y) @ (u - c * y))
         >>> [round(float(v), 4) for v in s]
         [1.5708, -1.4142, 1.4142]
     """

@@ -158,6 +158,12 @@ class Statistic(ABC):
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:
         """Add one forward: on the device, without a branch on data or a growing allocation."""
 
+    def finish(self, carry: dict[Any, Any]) -> None:  # noqa: B027 - most leave nothing
+        """Take up what ``update`` left in ``reading.carry``, when the forward has ended well.
+
+        For work on small tensors, which costs less once for all sites than at every site.
+        """
+
     @abstractmethod
     def compute(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Turn a finished state into named results.

@@ -10,19 +10,23 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
-from geomhooks.functional.steps import Step, centred_square, step
-from geomhooks.reductions import Reduced, reduce_update
+from geomhooks.reductions import reduce_update
 from geomhooks.results import Result
 from geomhooks.statistics.base import Reading, Site, Statistic
-from geomhooks.unit_vectors import UnitVectors, offsets
+from geomhooks.statistics.sphere_notes import (
+    BINS,
+    HIGH,
+    LOW,
+    Note,
+    add_notes,
+    features,
+    has_path,
+    norm_gaps,
+    step_angle,
+)
+from geomhooks.unit_vectors import UnitVectors
 
 __all__ = ["Sphere"]
-
-STATE = ("norm", "ones", "ones_share", "radius")
-STEP = ("step_angle", "radial", "tangential")
-# Natural logarithm of the radius: steps of 1/8 from exp(-10) to exp(15), and open ends.
-LOW, HIGH, PER_UNIT = -10, 15, 8
-BINS = (HIGH - LOW) * PER_UNIT + 2
 
 
 class Sphere(Statistic):
@@ -99,114 +103,30 @@ class Sphere(Statistic):
         }
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:
-        """Add one forward."""
-        site, tokens, r = reading.site, reading.tokens, reading.reductions
-        assert r.squared_norm is not None
-        assert r.ones is not None
-        width, keep = site.width, r.keep
-        wide = reading.shift.dtype  # float64, where the device has it
-        square, ones = r.squared_norm.to(wide), r.ones.to(wide)
-        radius = centred_square(square, ones, width).sqrt()
-        share = ones.square() / (width * square)
-        values = [square.sqrt(), ones / width**0.5, share.nan_to_num(0.0), radius]
-        if site.has_input:
-            moved = step_of(r, width, wide)
-            values += moved
-            if has_path(site):
-                values += self._path(reading, moved.angle)
-        if site.norm_eps is not None:
-            values += self._norm_module(reading)
-        found = torch.stack(values, -1)
-        state["moments"].add(found, tokens.at, keep[..., None] & torch.isfinite(found))
+        """Put down what one forward shows at one site; :meth:`finish` adds it up."""
+        extra = self._chord(reading)
+        if reading.site.norm_eps is not None:
+            extra += norm_gaps(reading)
+        reading.carry.setdefault("notes", []).append(Note.of(state, reading, extra))
 
-        first = tokens.positions == 0
-        self._add_directions(state, reading, square.sqrt(), radius, first)
-        bins = ((radius.log() - LOW) * PER_UNIT + 1).clamp(0, BINS - 1).to(torch.int64)
-        cells = state["log_radius"].value.view(-1)
-        cells.index_add_(0, (bins + BINS * first).reshape(-1), keep.reshape(-1).to(torch.int64))
-        lost = tokens.real & ~keep
-        state["non_finite"].add(torch.stack([lost & ~first, lost & first]).sum((1, 2)))
-
-    def _add_directions(
-        self,
-        state: Mapping[str, Any],
-        reading: Reading,
-        norm: Tensor,
-        radius: Tensor,
-        first: Tensor,
-    ) -> None:
-        """Add the unit vectors of the states, centred and as they are."""
-        r, width, shift = reading.reductions, reading.site.width, reading.shift
-        assert r.unit_sum is not None
-        assert r.ones is not None
-        assert r.shift_dot is not None
-        assert r.shifted_squared_norm is not None
-        wide = shift.dtype
-        square, dot = r.shifted_squared_norm.to(wide), r.shift_dot.to(wide)
-        # Centred: less the parts along the ones direction, of x as of the shift.
-        ones, shift_ones = r.ones.to(wide) - shift.sum(), shift.sum()
-        centred = shift - shift.mean()
-        parts = (
-            (
-                "centred",
-                radius,
-                square - ones.square() / width,
-                dot - ones * shift_ones / width,
-                centred,
-            ),
-            ("raw", norm, square, dot, shift),
-        )
-        for row, (name, length, around, along, vector) in enumerate(parts):
-            shift_length = torch.linalg.vector_norm(vector)
-            directed = r.keep & (length > 0)
-            groups = torch.stack([directed & ~first, directed & first])
-            each = offsets(length, around, along, shift_length)
-            multiple = torch.where(groups, each.along, 0.0).sum((1, 2))
-            sums = r.unit_sum[row::2]
-            if name == "centred":
-                sums = sums - sums.mean(1, keepdim=True)
-            state[name].add(
-                vector / shift_length.clamp(min=torch.finfo(wide).tiny),
-                groups.sum((1, 2)),
-                sums + multiple[:, None] * vector,
-                torch.where(groups, each.square, 0.0).sum((1, 2)),
-            )
-
-    def _path(self, reading: Reading, angle: Tensor) -> list[Tensor]:
-        """Carry the path from block to block; the first block's input is kept for the chord."""
-        site, carry = reading.site, reading.carry
+    def _chord(self, reading: Reading) -> list[Tensor]:
+        """At the last block, the angle to what came into the first, which is kept until then."""
+        site, carry, wide = reading.site, reading.carry, reading.shift.dtype
+        if not has_path(site):
+            return []
         if site.first:
-            carry[site.stack] = reading.taps["in"], torch.zeros_like(angle)
-        if site.stack not in carry:  # the first block was skipped in this forward
-            return [torch.full_like(angle, float("nan"))] * (3 if site.last else 1)
-        start, path = carry.pop(site.stack)
-        path = path.to(angle.device) + angle  # blocks may be on several devices
+            carry["start", site.stack] = reading.taps["in"]
         if not site.last:
-            carry[site.stack] = start, path
-            return [path]
-        moved = reduce_update(reading.taps["out"], start.to(angle.device))
-        chord = step_of(moved, site.width, angle.dtype).angle
-        return [path, chord, path / chord]
+            return []
+        start = carry.pop(("start", site.stack), None)
+        if start is None:  # the first block was skipped in this forward
+            return [torch.full_like(reading.reductions.keep, float("nan"), dtype=wide)]
+        out = reading.taps["out"]
+        return [step_angle(reduce_update(out, start.to(out.device)), site.width, wide)]
 
-    def _norm_module(self, reading: Reading) -> list[Tensor]:
-        """How far the output before gain and bias is from the sphere, and from the plane."""
-        site, r, taps = reading.site, reading.reductions, reading.taps
-        assert r.in_squared_norm is not None
-        assert r.in_ones is not None
-        assert site.norm_eps is not None
-        width, eps = site.width, site.norm_eps
-        wide = reading.shift.dtype
-        square, ones = r.in_squared_norm.to(wide), r.in_ones.to(wide)
-        scatter = (centred_square(square, ones, width) if site.norm_centred else square) / width
-        gain, bias = taps["gain"].to(wide), taps["bias"].to(wide)
-        # Where a gain is about zero the output tells nothing; there the input stands in for it.
-        mean = (ones / width)[..., None] if site.norm_centred else 0.0
-        expected = (taps["in"].to(wide) - mean) / (scatter + eps).sqrt()[..., None]
-        usable = gain.abs() > 1e-6 * gain.abs().amax()
-        before = torch.where(usable, (taps["out"].to(wide) - bias) / gain, expected)
-        length = torch.linalg.vector_norm(before, dim=-1) / width**0.5
-        gap = (length - (scatter / (scatter + eps)).sqrt()).abs()
-        return [gap, before.sum(-1).abs() / width**0.5] if site.norm_centred else [gap]
+    def finish(self, carry: dict[Any, Any]) -> None:
+        """Add one forward."""
+        add_notes(carry.pop("notes", []))
 
     def compute(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Everything, with and without position 0."""
@@ -245,23 +165,6 @@ class Sphere(Statistic):
         }
 
 
-def has_path(site: Site) -> bool:
-    """The site is a block of a stack whose blocks are all watched."""
-    return site.kind == "block" and site.has_input and site.whole_stack
-
-
-def features(site: Site) -> tuple[str, ...]:
-    """What is measured of each token of a site."""
-    names: tuple[str, ...] = STATE
-    if site.has_input:
-        names += STEP
-    if has_path(site):
-        names += ("path_length", "chord", "tortuosity") if site.last else ("path_length",)
-    if site.norm_eps is not None:  # RMSNorm has the sphere without the plane
-        names += ("sphere_gap", "plane_gap") if site.norm_centred else ("sphere_gap",)
-    return names
-
-
 def scaled(moments: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
     """Moments of a multiple of what they are of."""
     power = {"mean": 1, "min": 1, "max": 1, "variance": 2, "count": 0}
@@ -269,22 +172,3 @@ def scaled(moments: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
         name: value * factor ** power[name] if power[name] else value
         for name, value in moments.items()
     }
-
-
-def step_of(r: Reduced, width: int, wide: torch.dtype) -> Step:
-    """Angle, radial and tangential part of a block's update, (B, T) each."""
-    assert r.in_squared_norm is not None
-    assert r.in_ones is not None
-    assert r.update_ones is not None
-    assert r.update_dot is not None
-    assert r.slope is not None
-    assert r.across_squared_norm is not None
-    return step(
-        r.in_squared_norm.to(wide),
-        r.in_ones.to(wide),
-        r.update_ones.to(wide),
-        r.update_dot.to(wide),
-        r.slope.to(wide),
-        r.across_squared_norm.to(wide),
-        width,
-    )
