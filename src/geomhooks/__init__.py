@@ -9,10 +9,11 @@
 """
 
 from geomhooks import errors, functional, statistics
-from geomhooks.accumulators import Accumulator, Max, Min, Moments, Sum, Table
+from geomhooks.accumulators import Accumulator, Max, Min, Moments, Sum
 from geomhooks.errors import GeomhooksError
 from geomhooks.snapshot import Geometry, load, merge
 from geomhooks.statistics import PosCtx, Sphere, Statistic
+from geomhooks.table import Table
 from geomhooks.watcher import Watch, watch
 
 __version__ = "0.1.0"

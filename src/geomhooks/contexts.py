@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import EMPTY, Accumulator, Field, Placement, Table, hash_keys
+from geomhooks.accumulators import Accumulator, Field
 from geomhooks.functional.two_way import Design, connected_positions
+from geomhooks.table import EMPTY, Placement, Table, hash_keys
 
 if TYPE_CHECKING:
     from geomhooks.tokens import Tokens

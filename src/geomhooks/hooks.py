@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from geomhooks.calls import OPENING
 from geomhooks.openers import Opener
-
-if TYPE_CHECKING:
-    from geomhooks.planning import SitePlan
-    from geomhooks.watcher import Watch
+from geomhooks.plan import SitePlan
 
 __all__ = ["CloseStream", "OpenStream", "ReadInput", "ReadOutput"]
+
+
+class Router(Protocol):
+    """What the hooks tell of a forward, and whom."""
+
+    paused: bool
+
+    def open_stream(self, module: nn.Module, arguments: Mapping[str, Any], opener: Opener) -> None:
+        """A call begins that may open a token stream."""
+
+    def close_stream(self, *, completed: bool) -> None:
+        """That call is over."""
+
+    def read(self, site: SitePlan, out: Any, into: Any) -> None:
+        """A site shows its tensors."""
 
 
 class _Hook:
@@ -26,7 +38,7 @@ class _Hook:
     so that the copy neither counts into this watch nor drags its state into a file.
     """
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Router) -> None:
         self.watch = watch
 
     def __deepcopy__(self, memo: Any) -> Any:
@@ -48,7 +60,7 @@ def make_inert() -> Any:
 class OpenStream(_Hook):
     """Before a call that may open a token stream."""
 
-    def __init__(self, watch: Watch, opener: Opener) -> None:
+    def __init__(self, watch: Router, opener: Opener) -> None:
         super().__init__(watch)
         self.opener = opener
 
@@ -76,7 +88,7 @@ class CloseStream(_Hook):
 class _Read(_Hook):
     """At a site."""
 
-    def __init__(self, watch: Watch, site: SitePlan) -> None:
+    def __init__(self, watch: Router, site: SitePlan) -> None:
         super().__init__(watch)
         self.site = site
 

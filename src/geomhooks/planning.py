@@ -6,285 +6,30 @@ Everything that can be decided before a forward is decided here, so that a forwa
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from geomhooks.accumulators import Accumulator
 from geomhooks.errors import SiteError
-from geomhooks.files import first_key_of, pack_state, restore_tensors
-from geomhooks.norms import NormModule, inspect_norm
+from geomhooks.norms import inspect_norm
 from geomhooks.openers import (
-    Opener,
     config_of,
     find_openers,
     opening_module,
     positions_from_config,
-    width_from_config,
 )
+from geomhooks.plan import Plan, SitePlan
 from geomhooks.reductions import NAMES
 from geomhooks.sites import Place, Selector, find_stacks, named_modules, select, unwrap
-from geomhooks.state import Shift, SiteState, State, StreamState
+from geomhooks.state import State
 from geomhooks.statistics import PosCtx, Sphere
-from geomhooks.statistics.base import Site, Statistic
-from geomhooks.tokens import TokenStream
+from geomhooks.statistics.base import Statistic
 
-if TYPE_CHECKING:
-    from geomhooks.watcher import Watch
-
-__all__ = ["Plan", "SitePlan", "make_plan"]
+__all__ = ["make_plan"]
 
 DEFAULT_OPEN = 256
 AVAILABLE_TAPS = ("out", "in", "gain", "bias")
-
-
-@dataclass
-class SitePlan:
-    """A site, the statistics taken there, and how its tensor is read."""
-
-    place: Place
-    statistics: list[Statistic]
-    stream: str
-    layout: str | None
-    norm: NormModule | None
-    whole_stack: bool
-    _needs: frozenset[str] | None = None
-
-    @property
-    def wants_input(self) -> bool:
-        """Some statistic reads the module's input."""
-        return any("in" in (*s.taps, *s.optional_taps) for s in self.statistics)
-
-    def needs(self, site: Site) -> frozenset[str]:
-        """The union of the reductions that the statistics need."""
-        if self._needs is None:
-            self._needs = frozenset(n for s in self.statistics for n in s.needs_at(site))
-        return self._needs
-
-    def statistics_with_state(
-        self, state: State, site: SiteState
-    ) -> Iterator[tuple[Statistic, Mapping[str, Accumulator]]]:
-        """Each statistic with the accumulators of its scope."""
-        for statistic in self.statistics:
-            if statistic.scope == "site":
-                yield statistic, site.statistics[statistic.name]
-            elif statistic.scope == "stream":
-                yield statistic, state.streams[site.stream].statistics[statistic.name]
-            else:
-                yield statistic, state.whole[statistic.name]
-
-
-@dataclass
-class Plan:
-    """What a watch does at each forward, and the state that it does it to."""
-
-    root: nn.Module
-    sites: list[SitePlan]
-    openers: list[Opener]
-    state: State
-    positions: dict[str, int]
-    open: int
-    exclude: tuple[int, ...]
-    skip: int
-    pending: dict[str, Any] | None = None
-    configs: dict[str, Any] = field(default_factory=dict)
-    _fired: int = 0
-
-    # Allocation
-
-    def allocate_from_config(self) -> None:
-        """Allocate the state of blocks whose model has a config that tells their width."""
-        for site in self.sites:
-            width = width_from_config(self.configs[site.stream])
-            if site.place.kind != "block" or width is None:
-                continue
-            parameter = next(site.place.module.parameters(), None)
-            if parameter is None or parameter.device.type == "meta":
-                continue
-            self._allocate(
-                site,
-                width,
-                not site.place.is_input and site.wants_input,
-                site.stream,
-                parameter.device,
-            )
-
-    def prepare_site(
-        self, site: SitePlan, hidden: Tensor, before: Tensor | None, resolved: Mapping[Any, Any]
-    ) -> SiteState:
-        """Allocate at the first forward, or check what was allocated before it."""
-        has_input = before is not None and before.shape == hidden.shape
-        stream = self._stream_name(site.stream, hidden.shape[:2], resolved)
-        state = self.state.sites.get(site.place.name)
-        wanted = (hidden.shape[-1], has_input, stream, hidden.device)
-        if state is not None:
-            found = (
-                state.site.width,
-                state.site.has_input,
-                state.stream,
-                state.shift["value"].device,
-            )
-            if found != wanted and int(state.forwards.value) == 0:
-                state = None
-        if state is None:
-            missing = [s.name for s in site.statistics if "in" in s.taps and not has_input]
-            if missing:
-                raise SiteError(
-                    f"statistic {missing[0]!r} needs the tap 'in' at site {site.place.name!r}, "
-                    "whose input is no hidden state of the output's shape "
-                    f"{tuple(hidden.shape)}; watch blocks, or give the statistic its own sites: "
-                    "statistics={'blocks': [...]}"
-                )
-            state = self._allocate(site, hidden.shape[-1], has_input, stream, hidden.device)
-        state.order = self._fired
-        self._fired += 1
-        return state
-
-    def _stream_name(self, name: str, shape: Sequence[int], resolved: Mapping[Any, Any]) -> str:
-        """Sites of one call whose time has another length (pooling stages) are a stream apart."""
-        known: dict[str, tuple[int, ...]] = {
-            key[0]: tuple(key[1:3])
-            for key in resolved
-            if key[0] == name or key[0].startswith(f"{name}#")
-        }
-        for stream, grid in known.items():
-            if grid == tuple(shape):
-                return stream
-        return f"{name}#{len(known)}" if known else name
-
-    def _allocate(
-        self, site: SitePlan, width: int, has_input: bool, stream: str, device: torch.device
-    ) -> SiteState:
-        place = site.place
-        positions = self.positions[site.stream]
-        norm = site.norm if has_input else None
-        info = Site(
-            place.name,
-            width,
-            positions,
-            place.kind,
-            has_input,
-            place.stack,
-            place.first,
-            place.last,
-            site.whole_stack,
-            norm.eps if norm else None,
-            norm.centred if norm else False,
-        )
-        own = {s.name: s.accumulators(info) for s in site.statistics if s.scope == "site"}
-        streams = self.state.streams
-        made = stream not in streams
-        if made:
-            streams[stream] = self._make_stream(stream, positions, site, info)
-        shared_by_model = {
-            s.name: s.accumulators(info)
-            for s in site.statistics
-            if s.scope == "model" and s.name not in self.state.whole
-        }
-        with torch.inference_mode(False), torch.no_grad():
-            if made:
-                streams[stream].stream.allocate(device)
-                for name, accumulator in streams[stream].accumulators():
-                    if name not in ("census", "next_key"):
-                        accumulator.allocate(device)
-            for accumulators in (*own.values(), *shared_by_model.values()):
-                for accumulator in accumulators.values():
-                    accumulator.allocate(device)
-            state = SiteState(info, stream, own, Shift(width).allocate(device))
-            state.forwards.allocate(device)
-        self.state.whole |= shared_by_model
-        self.state.sites[place.name] = state
-        site._needs = None
-        if self.pending is not None:
-            self._take_pending(place.name, stream if made else None, shared_by_model)
-        return state
-
-    def _take_pending(self, site: str, stream: str | None, whole: Iterable[str]) -> None:
-        """Give what was loaded before it was allocated to a site, its stream, and the model."""
-        assert self.pending is not None
-        description, tensors = self.pending["description"], self.pending["tensors"]
-        if site in description["sites"]:
-            restore_tensors(self.state.sites[site].accumulators(), tensors, f"site/{site}/")
-        if stream is not None and stream in description["streams"]:
-            held = self.state.streams[stream]
-            restore_tensors(held.accumulators(), tensors, f"stream/{stream}/")
-            held.stream.first_key = description["streams"][stream]["first_key"]
-        for name in whole:
-            if name in description["whole"]:
-                paths = ((f"{name}/{n}", a) for n, a in self.state.whole[name].items())
-                restore_tensors(paths, tensors, "model/")
-
-    def _make_stream(self, name: str, positions: int, site: SitePlan, info: Site) -> StreamState:
-        statistics = [
-            s for other in self.sites if other.stream == site.stream for s in other.statistics
-        ]
-        stream = TokenStream(
-            name, positions, self.open, first_key_of(self.state.shards[0]), self.exclude, self.skip
-        )
-        shared = {n: a for s in statistics for n, a in s.shared(stream).items()}
-        own = {s.name: s.accumulators(info) for s in statistics if s.scope == "stream"}
-        return StreamState(stream, shared, own)
-
-    def require_widths(self) -> None:
-        """Raise where the width of a site is not known yet."""
-        unknown = [s.place.name for s in self.sites if s.place.name not in self.state.sites]
-        if unknown:
-            raise SiteError(
-                f"the width of {len(unknown)} sites ({', '.join(unknown[:4])}, ...) is not known "
-                "before they have run: give one batch, watch(..., example=batch), or run a "
-                "forward first"
-            )
-
-    # Windows, saving and resuming
-
-    def reset(self, shard: str) -> None:
-        """Forget everything that was counted and begin another shard."""
-        self.pending = None
-        self.state.reset(shard, first_key_of(shard))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state as plain tensors and JSON; of sites that have not run yet, what was loaded."""
-        packed = pack_state(self.state.clone())
-        if self.pending is not None:
-            description, loaded = packed["description"], self.pending["description"]
-            for kind in ("sites", "streams"):
-                description[kind] = {**loaded[kind], **description[kind]}
-            packed["tensors"] = {**self.pending["tensors"], **packed["tensors"]}
-        return packed
-
-    def load_state_dict(self, packed: Mapping[str, Any]) -> None:
-        """Replace the state; sites not allocated yet take theirs when they are."""
-        description, tensors = packed["description"], packed["tensors"]
-
-        def common(kind: str, held: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: value for name, value in held.items() if name in description[kind]}
-
-        known = State(
-            self.state.statistics,
-            self.state.model,
-            self.state.shards,
-            common("sites", self.state.sites),
-            common("streams", self.state.streams),
-            self.state.whole if description["whole"] else {},
-            self.state.selection,
-        )
-        here = {kind: {n: description[kind][n] for n in getattr(known, kind)} for kind in KINDS}
-        known.check_fits({**description, **here}, "load_state_dict")
-        for path, accumulator in known.accumulators():
-            restore_tensors([(path, accumulator)], tensors, "", check_only=True)
-        self.reset(description["shards"][0])
-        self.state.shards = list(description["shards"])
-        self.pending = {"description": dict(description), "tensors": dict(tensors)}
-        for path, accumulator in known.accumulators():
-            restore_tensors([(path, accumulator)], tensors, "")
-        for name, stream in known.streams.items():
-            stream.stream.first_key = description["streams"][name]["first_key"]
-
-
-KINDS = ("sites", "streams")
 
 
 def make_plan(
@@ -445,36 +190,3 @@ def describe_model(model: nn.Module) -> str:
     name = getattr(config, "name_or_path", "") or getattr(config, "_name_or_path", "")
     parameters = sum(p.numel() for p in root.parameters())
     return f"{type(root).__name__} {name or 'unnamed'} ({parameters} parameters)"
-
-
-def describe_type(value: Any) -> str:
-    """The type of what was found instead of a hidden state."""
-    if isinstance(value, Tensor):
-        return f"a tensor of {value.dtype}"
-    if isinstance(value, (tuple, list)):
-        return (
-            f"a {type(value).__name__} of {', '.join(describe_type(v) for v in value) or 'nothing'}"
-        )
-    return f"a {type(value).__name__}"
-
-
-def run_example(watch: Watch, root: nn.Module, example: Any) -> None:
-    """Run one batch to see every width, and leave no trace: generators, buffers and counts."""
-    devices = sorted({p.device.index or 0 for p in root.parameters() if p.device.type == "cuda"})
-    buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
-    watch.attach()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            if isinstance(example, Mapping):
-                root(**example)
-            elif isinstance(example, (tuple, list)):
-                root(*example)
-            else:
-                root(example)
-    finally:
-        watch.detach()
-        with torch.no_grad():
-            for name, buffer in root.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
-    watch.reset()

@@ -341,6 +341,17 @@ def find_tensor(value: Any) -> Tensor | None:
     return None
 
 
+def describe_type(value: Any) -> str:
+    """The type of what was found instead of a hidden state."""
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype}"
+    if isinstance(value, (tuple, list)):
+        return (
+            f"a {type(value).__name__} of {', '.join(describe_type(v) for v in value) or 'nothing'}"
+        )
+    return f"a {type(value).__name__}"
+
+
 def to_batch_time_width(
     tensor: Tensor, name: str, layout: str | None, grid: tuple[int, int] | None
 ) -> Tensor:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import EMPTY, Sum
+from geomhooks.accumulators import Sum
 from geomhooks.calls import Call, Statement
 from geomhooks.errors import TokensError
+from geomhooks.table import EMPTY
 
 __all__ = ["CENSUS", "TokenStream", "Tokens"]
 

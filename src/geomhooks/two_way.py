@@ -15,8 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Field, add_rows
+from geomhooks.accumulators import Accumulator, Field
 from geomhooks.contexts import Contexts, Fold, MergePlan, Step
+from geomhooks.table import add_rows
 
 __all__ = ["TwoWay"]
 

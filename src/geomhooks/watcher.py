@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from geomhooks import planning
 from geomhooks.calls import Call, Statement, read_call, read_plain_call
 from geomhooks.contexts import again, to_device
 from geomhooks.errors import HookError, SiteError, WatchError
 from geomhooks.frames import Frame
 from geomhooks.hooks import CloseStream, OpenStream, ReadInput, ReadOutput
 from geomhooks.openers import Opener
-from geomhooks.planning import Plan, SitePlan
+from geomhooks.plan import Plan, SitePlan
+from geomhooks.planning import make_plan
 from geomhooks.reductions import reduce
-from geomhooks.sites import Selector, find_tensor, to_batch_time_width
+from geomhooks.sites import Selector, describe_type, find_tensor, to_batch_time_width
 from geomhooks.snapshot import Geometry
 from geomhooks.state import SiteState
 from geomhooks.statistics.base import Reading, Statistic
@@ -263,7 +263,7 @@ class Watch:
             side = "input" if site.place.is_input else "output"
             raise SiteError(
                 f"site {name!r} has no floating tensor: its {side} "
-                f"is {planning.describe_type(out)}. Watch a module that returns hidden states."
+                f"is {describe_type(out)}. Watch a module that returns hidden states."
             )
         with torch.no_grad(), torch.autocast(found.device.type, enabled=False):
             grid = frame.grid
@@ -389,7 +389,7 @@ def watch(
         >>> geometry["layers.1"].pos_ctx.pos.shape
         torch.Size([5, 8])
     """
-    plan = planning.make_plan(
+    plan = make_plan(
         model,
         sites,
         statistics,
@@ -401,7 +401,7 @@ def watch(
     )
     made = Watch(plan, tokens)
     if example is not None:
-        planning.run_example(made, plan.root, example)
+        run_example(made, plan.root, example)
     else:
         plan.allocate_from_config()
     return made
@@ -410,3 +410,25 @@ def watch(
 def new_shard() -> str:
     """An id that no other process or window has; not drawn from torch's or Python's generators."""
     return uuid.uuid4().hex
+
+
+def run_example(watch: Watch, root: nn.Module, example: Any) -> None:
+    """Run one batch to see every width, and leave no trace: generators, buffers and counts."""
+    devices = sorted({p.device.index or 0 for p in root.parameters() if p.device.type == "cuda"})
+    buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
+    watch.attach()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            if isinstance(example, Mapping):
+                root(**example)
+            elif isinstance(example, (tuple, list)):
+                root(*example)
+            else:
+                root(example)
+    finally:
+        watch.detach()
+        with torch.no_grad():
+            for name, buffer in root.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
+    watch.reset()

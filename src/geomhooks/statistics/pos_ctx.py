@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import EMPTY, Accumulator
+from geomhooks.accumulators import Accumulator
 from geomhooks.contexts import Contexts
 from geomhooks.errors import SiteError
 from geomhooks.functional.two_way import (
@@ -17,6 +17,7 @@ from geomhooks.functional.two_way import (
 )
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
+from geomhooks.table import EMPTY
 from geomhooks.tokens import TokenStream
 from geomhooks.two_way import TwoWay
 
