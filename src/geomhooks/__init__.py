@@ -14,9 +14,8 @@ from geomhooks.errors import GeomhooksError
 from geomhooks.snapshot import Geometry, load, merge
 from geomhooks.statistics import PosCtx, Sphere, Statistic
 from geomhooks.table import Table
+from geomhooks.version import __version__
 from geomhooks.watcher import Watch, watch
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Accumulator",
@@ -31,6 +30,7 @@ __all__ = [
     "Sum",
     "Table",
     "Watch",
+    "__version__",
     "errors",
     "functional",
     "load",

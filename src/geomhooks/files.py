@@ -29,6 +29,7 @@ from geomhooks.errors import FileFormatError, SchemaError
 from geomhooks.state import Shift, SiteState, State, StreamState
 from geomhooks.statistics.base import REGISTRY, Site, Statistic
 from geomhooks.tokens import CENSUS, TokenStream
+from geomhooks.version import __version__
 
 __all__ = [
     "SCHEMA",
@@ -170,8 +171,6 @@ def _statistic(name: str, entry: Mapping[str, Any], given: Mapping[str, Statisti
 
 def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, Any] | None) -> None:
     """Write a state, all or nothing: a reader never sees half a file."""
-    import geomhooks
-
     counts = {
         name: dict(zip(CENSUS, s.stream.census.value.tolist(), strict=True))
         for name, s in state.streams.items()
@@ -180,7 +179,7 @@ def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, A
         "schema": SCHEMA,
         "description": state.describe(),
         "counts": counts,
-        "versions": {"geomhooks": geomhooks.__version__, "torch": str(torch.__version__)},
+        "versions": {"geomhooks": __version__, "torch": str(torch.__version__)},
         "notes": dict(notes or {}),
     }
     try:
