@@ -76,7 +76,7 @@ def test_components_of_a_complete_grid_are_those_of_anova() -> None:
 
 
 def test_floor_of_pure_noise() -> None:
-    """Position means of isotropic noise: their largest singular value is at the floor, not over it."""
+    """Position means of isotropic noise: their largest singular value is at the floor."""
     C, T, d = 50, 30, 200
     random = torch.Generator().manual_seed(0)
     states = torch.randn((C, T, d), generator=random, dtype=torch.float64)

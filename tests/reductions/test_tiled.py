@@ -102,7 +102,7 @@ def test_what_is_known_of_the_input_is_not_computed_again(reduce: object) -> Non
 
 
 def test_a_radial_move_has_no_angle() -> None:
-    """Where h = c y, the move is along y alone: nothing of |u|^2 may leak into the tangential part."""
+    """Where h = c y the move is along y: nothing of |u|^2 may leak into the tangential part."""
     from geomhooks.functional.steps import step
 
     y = torch.randn(1, 5, 64)
