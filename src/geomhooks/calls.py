@@ -11,7 +11,15 @@ from torch import Tensor
 
 from geomhooks.errors import TokensError
 
-__all__ = ["OPENING", "Call", "Statement", "read_call", "read_plain_call"]
+__all__ = [
+    "OPENING",
+    "Call",
+    "Statement",
+    "add_statement",
+    "read_call",
+    "read_plain_call",
+    "real_entries",
+]
 
 TEXT = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
 FEATURES = ("pixel_values", "pixel_values_videos", "input_features", "input_values", "images")
@@ -63,7 +71,13 @@ class Statement:
         for name, value in vars(self).items():
             if value is None:
                 continue
-            value = torch.as_tensor(value)
+            try:
+                value = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TokensError(
+                    f"tokens: {name} is a {type(value).__name__} that is no tensor of numbers; "
+                    f"number your {name}, for example with a dictionary"
+                ) from error
             if name != "mask" and (value.is_floating_point() or value.dtype == torch.bool):
                 raise TokensError(
                     f"tokens: {name} has dtype {value.dtype}; integers are needed. "
@@ -77,6 +91,23 @@ class Statement:
             setattr(self, name, value if name == "mask" else value.to(torch.int64))
 
 
+def add_statement(outer: Statement, said: Any) -> Statement:
+    """A statement on top of another: what the new one leaves open stays as it was.
+
+    Raises:
+        TokensError: it is no mapping of the four names.
+    """
+    names = list(vars(outer))
+    if not isinstance(said, Mapping) or set(said) - set(names):
+        found = sorted(said) if isinstance(said, Mapping) else f"a {type(said).__name__}"
+        raise TokensError(
+            f"tokens were described by {found}; a dictionary with any of {', '.join(names)} is "
+            "needed"
+        )
+    given = {name: value for name, value in said.items() if value is not None}
+    return Statement(**{**vars(outer), **given})
+
+
 @dataclass
 class Call:
     """What one call of a module said about its tokens.
@@ -85,7 +116,7 @@ class Call:
         ids: (B, T) token ids.
         grid: (B, T) of its tokens, where it tells.
         mask: 2-D mask, nonzero where real.
-        square_mask: 4-D mask over queries and keys, as a compiled generation prepares it.
+        square_mask: (B, heads, T or 1, keys) mask over queries and keys.
         positions: 2-D position ids.
         past: how many positions are in the cache already; an int, or a tensor for a static cache.
         text: the mask of anything but text (pixels, audio) is at another resolution.
@@ -131,8 +162,8 @@ def read_call(
     call.positions = _two_dimensional(arguments.get(prefix + "position_ids"))
     call.past = past_length(arguments.get("past_key_values"))
     square = arguments.get(prefix + "attention_mask")
-    if call.ids is not None and isinstance(square, Tensor) and square.ndim == 4:
-        call.square_mask = square
+    if call.text and isinstance(square, Tensor) and square.ndim in (3, 4):
+        call.square_mask = square if square.ndim == 4 else square[:, None]
     kind = getattr(config, "model_type", None)
     if kind in COUNT_MASK and (kind != "falcon" or getattr(config, "alibi", False)):
         call.rule = "mask"
@@ -160,17 +191,34 @@ def _two_dimensional(value: Any) -> Tensor | None:
 
 
 def read_plain_call(arguments: Mapping[str, Any]) -> Call:
-    """What a model that takes neither ids nor pixels says of its tokens."""
+    """What a call that takes neither ids nor pixels says of its tokens.
+
+    The arguments of torch's own transformers are read as well: of a decoder those of its target.
+    """
     call = Call()
-    mask = arguments.get("attention_mask")
-    padding = arguments.get("src_key_padding_mask")
-    if isinstance(padding, Tensor) and padding.ndim == 2:
-        # torch's own convention: True, or minus infinity, where an entry is padding.
-        call.mask = padding == 0
-        call.grid = (padding.shape[0], padding.shape[1])
-    elif isinstance(mask, Tensor) and mask.ndim == 2:
-        call.mask = mask
-    positions = arguments.get("position_ids")
-    if isinstance(positions, Tensor) and positions.ndim == 2:
-        call.positions = positions
+    for states, padding in (
+        ("tgt", "tgt_key_padding_mask"),
+        ("src", "src_key_padding_mask"),
+    ):
+        hidden, mask = arguments.get(states), arguments.get(padding)
+        if isinstance(hidden, Tensor) and hidden.ndim == 2:
+            call.grid = (1, len(hidden))  # unbatched
+        if isinstance(mask, Tensor) and mask.ndim <= 2:
+            # torch's own convention: True, or minus infinity, where an entry is padding.
+            call.mask = (mask if mask.ndim == 2 else mask[None]) == 0
+            call.grid = (call.mask.shape[0], call.mask.shape[1])
+        if isinstance(hidden, Tensor):
+            return call
+    call.mask = _two_dimensional(arguments.get("attention_mask"))
+    call.positions = _two_dimensional(arguments.get("position_ids"))
     return call
+
+
+def real_entries(mask: Tensor) -> Tensor:
+    """Where a mask says that an entry is real: nonzero, or zero where the mask is additive.
+
+    An additive mask has zeros and large negative numbers; no other mask is negative anywhere.
+    """
+    if not mask.is_floating_point():
+        return mask != 0
+    return torch.where((mask < 0).any(), mask == 0, mask != 0)

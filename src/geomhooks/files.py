@@ -85,7 +85,11 @@ def unpack_state(packed: Mapping[str, Any], statistics: Iterable[Statistic] = ()
         SchemaError: a statistic is unknown, or a tensor missing or of the wrong shape.
     """
     description, tensors = packed["description"], packed["tensors"]
-    given = {s.name: s for s in statistics}
+    given = {}
+    for statistic in statistics:
+        if not isinstance(statistic, Statistic):
+            raise SchemaError(f"statistics: {statistic!r} is no instance of gh.Statistic")
+        given[statistic.name] = statistic
     known = {
         name: _statistic(name, entry, given) for name, entry in description["statistics"].items()
     }
@@ -193,6 +197,8 @@ def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, A
         for key, value in thin(f"{path}/{name}", tensor.cpu(), accumulator.fields[name]).items()
     }
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such folder to save into: {path.parent}")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

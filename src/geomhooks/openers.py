@@ -50,6 +50,9 @@ def enclosing(name: str) -> Iterator[str]:
 
 
 def names_opening(module: nn.Module) -> bool:
+    """Its calls are about tokens: by name, or because it is torch's own encoder or decoder."""
+    if isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder)):
+        return True
     return any(name in OPENING for name in parameters_of(module))
 
 

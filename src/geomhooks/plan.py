@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from geomhooks.accumulators import Accumulator
-from geomhooks.errors import SiteError
-from geomhooks.files import first_key_of, pack_state, restore_tensors
+from geomhooks.errors import SchemaError, SiteError
+from geomhooks.files import first_key_of, pack_state, restore_tensors, unpack_state
 from geomhooks.norms import NormModule
 from geomhooks.openers import Opener, width_from_config
 from geomhooks.sites import Place
@@ -226,6 +226,12 @@ class Plan:
         self.pending = None
         self.state.reset(shard, first_key_of(shard))
 
+    def snapshot(self) -> State:
+        """A copy of the state; of sites that have not run yet, what was loaded."""
+        if self.pending is None:
+            return self.state.clone()
+        return unpack_state(self.state_dict(), self.state.statistics.values())
+
     def state_dict(self) -> dict[str, Any]:
         """The state as plain tensors and JSON; of sites that have not run yet, what was loaded."""
         packed = pack_state(self.state.clone())
@@ -238,6 +244,12 @@ class Plan:
 
     def load_state_dict(self, packed: Mapping[str, Any]) -> None:
         """Replace the state; sites not allocated yet take theirs when they are."""
+        if not isinstance(packed, Mapping) or not {"description", "tensors"} <= set(packed):
+            found = sorted(packed) if isinstance(packed, Mapping) else type(packed).__name__
+            raise SchemaError(
+                f"load_state_dict: found {found}; what state_dict() of a watch or a geometry "
+                "returned is needed"
+            )
         description, tensors = packed["description"], packed["tensors"]
 
         def common(kind: str, held: Mapping[str, Any]) -> dict[str, Any]:

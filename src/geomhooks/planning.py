@@ -6,7 +6,7 @@ Everything that can be decided before a forward is decided here, so that a forwa
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,7 @@ from geomhooks.errors import SiteError
 from geomhooks.norms import inspect_norm
 from geomhooks.openers import (
     config_of,
+    enclosing,
     find_openers,
     opening_module,
     positions_from_config,
@@ -29,6 +30,7 @@ from geomhooks.statistics.base import Statistic
 __all__ = ["make_plan"]
 
 DEFAULT_OPEN = 256
+TIME_FIRST = "t b d -> b t d"
 AVAILABLE_TAPS = ("out", "in", "gain", "bias")
 
 
@@ -38,7 +40,7 @@ def make_plan(
     statistics: Sequence[Statistic] | Mapping[Any, Sequence[Statistic]] | None,
     *,
     positions: int | None,
-    exclude: tuple[int, ...],
+    exclude: Iterable[int],
     skip: int,
     layout: str | Mapping[str, str] | None,
     shard: str,
@@ -47,7 +49,14 @@ def make_plan(
     if not isinstance(model, nn.Module):
         raise SiteError(f"watch needs a torch.nn.Module, not {type(model).__name__}")
     root = unwrap(model)
+    for name, value, least in (("positions", positions, 1), ("skip_positions", skip, 0)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise SiteError(f"watch({name}={value!r}): an integer of at least {least} is needed")
+    exclude = list(exclude) if isinstance(exclude, Iterable) else [exclude]
+    if not all(isinstance(i, int) for i in exclude):
+        raise SiteError(f"exclude_token_ids={exclude!r}: integers are needed")
     wishes = read_wishes(sites, statistics)
+    by_name = check_statistics(wishes)
     places: dict[str, Place] = {}
     taken: dict[str, list[Statistic]] = {}
     for selector, chosen in wishes:
@@ -68,7 +77,7 @@ def make_plan(
         raise SiteError(
             "no site is left: the statistics need the tap 'in', which inputs (name@in) lack"
         )
-    by_name = check_statistics(wishes)
+    check_layout(layout, chosen_places)
     stacks = find_stacks(root)
     watched = {p.name for p in chosen_places}
     streams = {p.name: opening_module(p.name.removesuffix("@in"), modules) for p in chosen_places}
@@ -77,7 +86,7 @@ def make_plan(
             p,
             taken[p.name],
             streams[p.name],
-            layout_of(p, layout),
+            layout_of(p, layout, modules),
             inspect_norm(p.module) if p.kind == "norm" and not p.is_input else None,
             bool(p.stack or p.kind == "block")
             and all(n in watched for n, _ in stacks.get(p.stack, [])),
@@ -100,7 +109,7 @@ def make_plan(
         [shard],
         selection={
             "sites": [p.name for p in chosen_places],
-            "exclude": list(exclude),
+            "exclude": exclude,
             "skip": skip,
         },
     )
@@ -111,7 +120,7 @@ def make_plan(
         state,
         capacities,
         max(opens, default=DEFAULT_OPEN),
-        exclude,
+        tuple(exclude),
         skip,
         configs=configs,
     )
@@ -170,17 +179,43 @@ def check_statistics(wishes: list[tuple[Selector, list[Statistic]]]) -> dict[str
     return found
 
 
-def layout_of(place: Place, layout: str | Mapping[str, str] | None) -> str | None:
+def check_layout(layout: Any, places: Sequence[Place]) -> None:
+    """Raise unless every pattern is one, and is for some site."""
+    patterns = layout if isinstance(layout, Mapping) else {} if layout is None else {"*": layout}
+    for glob, pattern in patterns.items():
+        if not isinstance(pattern, str) or pattern.count("->") != 1:
+            raise SiteError(
+                f"layout {pattern!r} is no einops pattern; such as 'b c h w -> b (h w) c'"
+            )
+        if not any(fnmatch.fnmatchcase(place.name, glob) for place in places):
+            raise SiteError(
+                f"layout: no site matches {glob!r}; there are {', '.join(p.name for p in places)}"
+            )
+
+
+def layout_of(
+    place: Place, layout: str | Mapping[str, str] | None, modules: Mapping[str, nn.Module]
+) -> str | None:
     """The einops pattern for a site; torch's own transformer layers tell theirs."""
     if isinstance(layout, str):
         return layout
     for glob, pattern in (layout or {}).items():
         if fnmatch.fnmatchcase(place.name, glob):
             return pattern
-    torch_layers = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-    if isinstance(place.module, torch_layers) and not place.module.self_attn.batch_first:
-        return "t b d -> b t d"
-    return None
+    name = place.name.removesuffix("@in")
+    around = [modules[outer] for outer in (name, *enclosing(name), "") if outer in modules]
+    return TIME_FIRST if any(takes_time_first(module) for module in around) else None
+
+
+def takes_time_first(module: nn.Module) -> bool:
+    """One of torch's own modules for sequences, with time before batch."""
+    if isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder)):
+        return any(takes_time_first(layer) for layer in module.layers)
+    if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        module = module.self_attn
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.Transformer)):
+        return not module.batch_first
+    return False
 
 
 def describe_model(model: nn.Module) -> str:

@@ -370,6 +370,8 @@ def to_batch_time_width(
     if tensor.is_nested:
         size = None if grid is None else (*grid, int(tensor.size(-1)))
         tensor = torch.nested.to_padded_tensor(tensor, 0.0, output_size=size)
+    if tensor.ndim == 2 and grid == (1, len(tensor)):
+        return tensor[None]  # one row, without the batch
     if layout is not None:
         try:
             tensor = rearrange(tensor, layout)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from geomhooks.errors import HookError, MissingExtraError, SchemaError, SiteError, WatchError
 from geomhooks.files import pack_state, read_file, write_file
-from geomhooks.results import Result, Unavailable
+from geomhooks.results import Result
 from geomhooks.state import SiteState, State
 from geomhooks.statistics.base import Statistic
 from geomhooks.tokens import CENSUS
@@ -44,13 +44,21 @@ class Geometry:
             int(s.stream.census.value[CENSUS.index("real")]) for s in state.streams.values()
         ):
             raise WatchError(
-                "no token has been counted yet: run the model inside the watch (and check that the "
-                "mask leaves real tokens)"
+                "no token has been counted yet: run the model inside the watch, and check that the "
+                "mask leaves real tokens. A model that was compiled and run before it was watched "
+                "has no hooks in its compiled code: call torch._dynamo.reset() first"
             )
         silent = [name for name in state.sites if name not in fired]
         if silent and strict:
             raise HookError(f"these sites have counted nothing: {', '.join(silent)}")
         self._sites = dict(sorted(fired.items(), key=lambda item: item[1].order))
+        crowded = {name: counts["crowded"] for name, counts in self.tokens.items()}
+        if any(crowded.values()):
+            warnings.warn(
+                f"tokens left out because one forward had more contexts than there is room for: "
+                f"{crowded}; raise PosCtx(open_contexts=...)",
+                stacklevel=3,
+            )
         self.uneven = self._find_uneven()
         if self.uneven:
             warnings.warn(
@@ -152,7 +160,7 @@ class Geometry:
         }
         if not found:
             raise SiteError(
-                f"no site has a tensor {path!r}; the first has {_paths(self[self.sites[0]])}"
+                f"no site has a tensor {path!r}; the last has {_paths(self[self.sites[-1]])}"
             )
         shapes = {name: tuple(value.shape) for name, value in found.items()}
         if len(set(shapes.values())) > 1:
@@ -231,8 +239,11 @@ def merge(geometries: Sequence[Geometry]) -> Geometry:
     Raises:
         SchemaError: a shard is in two of them, or they differ; the message names the field.
     """
-    if not geometries:
-        raise SchemaError("merge needs at least one geometry")
+    geometries = list(geometries)
+    strange = [type(g).__name__ for g in geometries if not isinstance(g, Geometry)]
+    if not geometries or strange:
+        found = f"a {strange[0]}" if strange else "nothing"
+        raise SchemaError(f"merge needs geometries, found {found}; read files with gh.load(path)")
     state = geometries[0]._state.clone("cpu")
     for other in geometries[1:]:
         state.merge(other._state)
@@ -244,9 +255,14 @@ def _paths(result: Result) -> str:
     for statistic in result:
         value = result._values[statistic]
         if isinstance(value, Result):
-            names += [
-                f"{statistic}.{n}"
-                for n, v in value._values.items()
-                if not isinstance(v, Unavailable)
-            ]
+            names += [f"{statistic}.{path}" for path in _tensor_paths(value)]
     return ", ".join(names)
+
+
+def _tensor_paths(result: Result) -> Iterator[str]:
+    """Paths of the tensors in a result, one level down; of deeper ones the first few suffice."""
+    for name, value in result._values.items():
+        if isinstance(value, Result):
+            yield from (f"{name}.{n}" for n, v in value._values.items() if isinstance(v, Tensor))
+        elif isinstance(value, Tensor):
+            yield name

@@ -35,10 +35,12 @@ class Shift(Accumulator):
         already is looked up, not branched on.
         """
         value, known = self["value"], self["known"]
-        sample = hidden.flatten(0, 1).index_select(0, tokens.sample)
-        # In the type of the hidden states, so that subtracting it rounds nothing away.
-        mean = sample.nan_to_num_(0.0, 0.0, 0.0).mean(0).to(value.dtype)
-        value.copy_(torch.where(known | ~tokens.any_real, value, mean))
+        sample = hidden.flatten(0, 1).index_select(0, tokens.sample).nan_to_num_(0.0, 0.0, 0.0)
+        # The middle one of three means, so that a single outlier does not carry it away; in the
+        # type of the hidden states, so that subtracting it rounds nothing away.
+        a, b, c = sample.view(-1, 3, sample.shape[1]).mean(0).unbind(0)
+        middle = torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
+        value.copy_(torch.where(known | ~tokens.any_real, value, middle.to(value.dtype)))
         known.logical_or_(tokens.any_real)
         return value
 
@@ -220,7 +222,7 @@ class State:
                     _same(kind, sorted(mine[kind]), sorted(other[kind]), what)
                 for key, value in mine[kind][name].items():
                     if key != "first_key":
-                        _same(f"{name}: {key}", value, theirs[key], what)
+                        _same(f"{name or 'the model'}: {key}", value, theirs[key], what)
 
     def merge(self, other: State) -> None:
         """Take in another shard, in place.

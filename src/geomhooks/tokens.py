@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Sum
-from geomhooks.calls import Call, Statement
+from geomhooks.calls import Call, Statement, real_entries
 from geomhooks.errors import TokensError
 from geomhooks.table import EMPTY
 
 __all__ = ["CENSUS", "TokenStream", "Tokens"]
 
-SAMPLE = 64  # tokens that a site's shift is taken from
+SAMPLE = 63  # tokens that a site's shift is taken from
 
 
 @dataclass
@@ -61,8 +61,9 @@ class Tokens:
         """Choose tokens evenly among those that are real."""
         rank = self.real.reshape(-1).cumsum(0)
         self.any_real = rank[-1] > 0
-        spread = torch.linspace(0.0, 1.0, min(SAMPLE, len(rank)), device=rank.device)
-        wanted = (1 + spread * (rank[-1] - 1)).to(torch.int64).clamp(min=1)
+        # From the middle of each part, which rows' first tokens, often outliers, seldom are.
+        part = (torch.arange(SAMPLE, device=rank.device) + 0.5) / SAMPLE
+        wanted = (part * rank[-1]).to(torch.int64) + 1
         self.sample = torch.searchsorted(rank, wanted).clamp(max=len(rank) - 1)
 
     @property
@@ -227,27 +228,27 @@ class TokenStream:
         self, call: Call, stated: Statement, batch: int, length: int, device: torch.device
     ) -> tuple[Tensor, bool]:
         mask = stated.mask if stated.mask is not None else call.mask
-        if (
-            mask is None
-            and call.square_mask is not None
-            and call.square_mask.shape[::2] == (batch, length)
-        ):
-            return self._own_keys(call.square_mask.to(device), call.past), True
+        square = call.square_mask
+        if mask is None and square is not None and len(square) == batch:
+            if square.shape[2] == 1 and length > 1:  # over keys alone
+                mask = square[:, 0, 0]
+            elif square.shape[2] == length:
+                return self._own_keys(square.to(device), call.past), True
         if mask is None:
             return torch.ones((batch, length), dtype=torch.bool, device=device), False
         mask = mask.to(device)
-        if mask.ndim == 1:
-            mask = mask[None] if batch == 1 else mask[:, None]
+        if mask.ndim == 1 and len(mask) == batch * length:
+            mask = mask.view(batch, length)
         own = stated.mask is None
         if own and not call.text and mask.shape != (batch, length):
             return torch.ones((batch, length), dtype=torch.bool, device=device), False
-        if mask.shape[0] != batch or mask.shape[1] < length:
+        if mask.ndim != 2 or mask.shape[0] != batch or mask.shape[1] < length:
             raise TokensError(
                 f"the mask of the stream {self.name!r} has shape {tuple(mask.shape)}, the hidden "
                 f"states ({batch}, {length}, d); allowed is ({batch}, {length}), or wider, of "
                 "which the last columns count. Give the right one by watch.tokens(mask=...)."
             )
-        return mask[:, mask.shape[1] - length :] != 0, True
+        return real_entries(mask)[:, mask.shape[1] - length :], True
 
     def _own_keys(self, square: Tensor, past: int | Tensor) -> Tensor:
         """A token is real if, of the keys (B, heads, T, keys), it may attend to its own."""
@@ -278,7 +279,7 @@ class TokenStream:
                 )
             return positions.to(torch.int64).expand(batch, length), None
         if call.rule == "mask" and call.mask is not None and stated.mask is None:
-            mask = (call.mask != 0).to(device)
+            mask = real_entries(call.mask).to(device)
             if mask.shape[0] == batch and mask.shape[1] >= length:
                 return (mask.to(torch.int64).cumsum(1) - 1)[:, mask.shape[1] - length :], None
         if call.rule == "ids" and call.ids is not None and tuple(call.ids.shape) == (batch, length):

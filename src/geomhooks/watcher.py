@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from geomhooks.calls import Call, Statement, read_call, read_plain_call
+from geomhooks.calls import Call, Statement, add_statement, read_call, read_plain_call
 from geomhooks.contexts import again, to_device
 from geomhooks.errors import HookError, SiteError, WatchError
 from geomhooks.frames import Frame
@@ -68,11 +68,6 @@ class Watch:
             self._handles.append(
                 opener.module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
             )
-            self._handles.append(
-                opener.module.register_forward_hook(
-                    CloseStream(self), with_kwargs=True, always_call=True
-                )
-            )
         for site in self._plan.sites:
             if site.place.is_input:
                 handle = site.place.module.register_forward_pre_hook(
@@ -83,6 +78,12 @@ class Watch:
                     ReadOutput(self, site), with_kwargs=True
                 )
             self._handles.append(handle)
+        # Last, so that a site which is itself such a module is read before its forward is closed.
+        for opener in self._plan.openers:
+            close = CloseStream(self)
+            self._handles.append(
+                opener.module.register_forward_hook(close, with_kwargs=True, always_call=True)
+            )
         self._forwards_at_entry = self._forwards()
         return self
 
@@ -138,6 +139,8 @@ class Watch:
     ) -> Iterator[None]:
         """Say what the model's arguments do not, for the forwards inside this block.
 
+        Of nested blocks the inner one says what it says, and the outer ones the rest.
+
         Args:
             mask: (B, T), nonzero where an entry is real; of a wider one the last columns count.
             positions: (B, T), (1, T) or (T,) absolute positions.
@@ -148,7 +151,8 @@ class Watch:
         Raises:
             TokensError: a shape or type that cannot be meant.
         """
-        before, self._stated = self._stated, Statement(mask, positions, contexts, groups)
+        said = {"mask": mask, "positions": positions, "contexts": contexts, "groups": groups}
+        before, self._stated = self._stated, add_statement(self._stated, said)
         try:
             yield
         finally:
@@ -169,7 +173,7 @@ class Watch:
         """
         if strict and any(self._forwards().values()):
             self._verify_fired()
-        return Geometry(self._plan.state.clone(), strict=strict)
+        return Geometry(self._plan.snapshot(), strict=strict)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted so far, to go on from with :meth:`load_state_dict`."""
@@ -228,7 +232,8 @@ class Watch:
         if opener.is_root:
             self._frames.clear()
         call = read_call(arguments, opener.config, nested=bool(self._frames))
-        if call is None and self._frames:
+        own = isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder))
+        if call is None and self._frames and not own:
             self._frames.append(self._frames[-1])
             return
         if call is None:
@@ -236,8 +241,8 @@ class Watch:
         stated = self._stated
         if self._tokens_function is not None:
             said = self._tokens_function(module, arguments)
-            if said:
-                stated = Statement(**{**vars(stated), **said})
+            if said is not None:
+                stated = add_statement(stated, said)
         self._frames.append(Frame(call, stated))
 
     def close_stream(self, *, completed: bool) -> None:
@@ -272,6 +277,8 @@ class Watch:
             before = None
             if entered is not None:
                 before = to_batch_time_width(entered.detach(), name, site.layout, grid)
+            if not hidden.numel():
+                return  # an empty batch
             state = self._plan.state.sites.get(name)
             if state is None or state.order < 0:
                 state = self._plan.prepare_site(site, hidden, before, frame.resolved)
@@ -394,7 +401,7 @@ def watch(
         sites,
         statistics,
         positions=positions,
-        exclude=tuple(int(i) for i in exclude_token_ids),
+        exclude=exclude_token_ids,
         skip=skip_positions,
         layout=layout,
         shard=new_shard(),

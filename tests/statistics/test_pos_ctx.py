@@ -107,7 +107,7 @@ def test_groups_of_positions_that_nothing_connects_are_named() -> None:
 def test_one_context_decides_nothing_about_components() -> None:
     found = measure(randn(1, 6, 4), positions=6)
     assert torch.isnan(found.components.resid)
-    assert float(found.shares.ctx) == pytest.approx(0, abs=1e-12)
+    assert float(found.shares.ctx) == pytest.approx(0, abs=1e-8)  # sums in float32
 
 
 def test_tokens_beyond_the_capacity_are_left_out_and_warned_of() -> None:

@@ -39,7 +39,8 @@ def mean_pairwise_cosine(unit_sum: Tensor, count: Tensor) -> Tensor:
         >>> torch.allclose(mean_pairwise_cosine(u.sum(0), torch.tensor(5)), pairs)
         True
     """
-    return (unit_sum.square().sum(-1) - count) / (count * (count - 1))
+    cosine = (unit_sum.square().sum(-1) - count) / (count * (count - 1))
+    return cosine.masked_fill(torch.as_tensor(count < 2), float("nan"))
 
 
 def concentration(resultant: Tensor, dimension: int, variance: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -40,7 +41,7 @@ class PosCtx(Statistic):
         contexts: how many contexts to keep, a uniform sample of all; means, shares and noise are
             over all contexts whatever is kept.
         positions: capacity T; by default the smaller of the model's maximum and 2048. Tokens
-            beyond it are left out and counted.
+            beyond it are left out and counted. All statistics of a watch share one capacity.
         second_moment: also stream the (d, d) second moment, for ``covariance`` and
             ``resid_covariance``. Costs a matrix product.
         open_contexts: how many contexts may be unfinished at once, and how many one forward of
@@ -53,8 +54,8 @@ class PosCtx(Statistic):
     - ``mean`` (d,) mu; ``pos`` (T, d); ``ctx`` (C, d) of the contexts kept, with ``context_id``,
       ``context_length`` and ``context_group`` (C,).
     - ``position_mean`` (T, d), plain means over the tokens at each position; ``position_count``
-      (T,); ``count``, ``contexts``, ``split_contexts``: tokens, contexts seen, and contexts that
-      went on after they had been closed.
+      (T,); ``count``, ``contexts``, ``split_contexts``: tokens, contexts closed or open, and how
+      many of those kept went on after they had been closed.
     - ``shares.pos``, ``.ctx``, ``.resid``: sums of squares of the three parts over all tokens,
       divided by their sum. ``cross_share``: twice the product of pos and ctx over the same sum;
       zero where every context covers every position.
@@ -65,7 +66,8 @@ class PosCtx(Statistic):
       ``singular_value_floor``: the largest singular value of pos expected from noise alone.
     - ``covariance``, ``resid_covariance`` (d, d), with ``second_moment``.
     - ``exact``: False where tokens were non-finite at this site, or a forward broke off, so that
-      the plain means are given instead of the fit.
+      the plain means are given instead of the fit; and where contexts were split, which the fit
+      takes for contexts of their own.
 
     Raises:
         UnidentifiedError: on reading a result of the fit, where positions and contexts fall into
@@ -164,6 +166,10 @@ class PosCtx(Statistic):
         sums = state["sums"].clone()
         sums.close(fold)
         shift: Tensor = state["shift"]
+        if not bool(sums["position_count"].any()):
+            nothing = "no finite token has been counted at this site"
+            names = (*FITTED, "position_mean", *(("covariance",) if self.second_moment else ()))
+            return {name: Unavailable(nothing) for name in names} | {"count": torch.tensor(0)}
         length = int(sums["position_count"].nonzero().max()) + 1
         count = sums["position_count"][:length]
         tokens = count.sum()
@@ -172,7 +178,15 @@ class PosCtx(Statistic):
         total = sums["position_sum"].sum(0)
         # A module that runs several times in one forward shows each of its tokens so many times.
         times = round(int(tokens) / max(1, int(contexts["position_count"].sum())))
-        exact = bool(torch.equal(sums["position_count"], times * contexts["position_count"]))
+        same = bool(torch.equal(sums["position_count"], times * contexts["position_count"]))
+        split = int(contexts["split"])
+        if split:
+            warnings.warn(
+                f"at least {split} contexts went on after they had been closed, and count as "
+                f"several; raise open_contexts={self.open_contexts} of PosCtx above the number of "
+                "contexts that are read in turns",
+                stacklevel=2,
+            )
         out: dict[str, Any] = {
             "position_mean": sums["position_sum"][:length] / count[:, None] + shift,
             "position_count": count,
@@ -182,9 +196,9 @@ class PosCtx(Statistic):
             "count": tokens,
             "contexts": contexts["closed"],
             "split_contexts": contexts["split"],
-            "exact": torch.tensor(exact),
+            "exact": torch.tensor(same and not split),
         }
-        if exact:
+        if same:
             fit = self._fit(sums, contexts, count, kept, total, times)
         else:
             fit = self._plain_means(sums, contexts, count, kept, total)

@@ -38,7 +38,8 @@ class Sphere(Statistic):
     Interpretation of Transformers", arXiv 2309.07315).
 
     Args:
-        positions: capacity T; by default the smaller of the model's maximum and 2048.
+        positions: capacity T; by default the smaller of the model's maximum and 2048. All
+            statistics of a watch share one capacity.
 
     Each of the following results has ``mean``, ``variance`` (population), ``min``, ``max`` and
     ``count`` over all tokens, and ``at_position`` the same at each position, shape (T,):

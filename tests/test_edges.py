@@ -1,0 +1,137 @@
+"""Runs that go wrong, or hardly run at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import geomhooks as gh
+from tests.models import Stack
+
+
+@torch.no_grad()
+def test_a_site_where_nothing_is_finite() -> None:
+    model = Stack(8, depth=1)
+    with gh.watch(model) as watch:
+        model(torch.full((3, 4, 8), float("nan")))
+    layer = watch.geometry()["blocks.0"]
+    assert int(layer.sphere.non_finite) == 12
+    assert torch.isnan(layer.sphere.norm.mean)
+    with pytest.raises(gh.errors.UnidentifiedError, match="no finite token"):
+        _ = layer.pos_ctx.mean
+    assert watch.geometry().frame().loc["blocks.0", "sphere/non_finite"] == 12
+
+
+@torch.no_grad()
+def test_an_empty_batch_counts_nothing() -> None:
+    model = Stack(8, depth=1)
+    with gh.watch(model) as watch:
+        model(torch.randn(0, 4, 8))
+        model(torch.randn(2, 4, 8))
+    assert int(watch.geometry()["blocks.0"].pos_ctx.count) == 8
+
+
+@torch.no_grad()
+def test_a_loaded_state_can_be_read_before_the_model_has_run(tmp_path: Path) -> None:
+    model = Stack(8, depth=1)
+    with gh.watch(model) as watch:
+        model(torch.randn(2, 4, 8))
+    before = watch.geometry()
+    before.save(tmp_path / "g.safetensors")
+    again = gh.watch(model)
+    again.load_state_dict(gh.load(tmp_path / "g.safetensors").state_dict())
+    after = again.geometry()
+    assert torch.equal(before["blocks.0"].pos_ctx.pos, after["blocks.0"].pos_ctx.pos)
+    again.load_state_dict(again.state_dict())
+    assert again.geometry().sites == before.sites
+
+
+@torch.no_grad()
+def test_one_token_has_no_pairwise_cosine() -> None:
+    model = Stack(8, depth=1)
+    with gh.watch(model, statistics=[gh.Sphere()]) as watch:
+        model(torch.randn(1, 1, 8))
+    assert torch.isnan(watch.geometry()["blocks.0"].sphere.mean_cosine)
+
+
+@torch.no_grad()
+def test_a_site_that_is_itself_the_module_whose_call_opens_the_stream() -> None:
+    model = Stack(8, depth=1)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    with gh.watch(model, sites=["", "blocks.0"], statistics=[gh.Sphere()]) as watch:
+        model(inputs_embeds=torch.randn(2, 3, 8), attention_mask=mask)
+    geometry = watch.geometry()
+    assert [int(geometry[site].sphere.norm.count) for site in geometry.sites] == [5, 5]
+
+
+@torch.no_grad()
+def test_a_block_that_overwrites_its_input() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden.add_(self.scale)
+
+    model = nn.Sequential(InPlace(), InPlace())
+    wrong = pytest.raises(gh.errors.SiteError, match="overwrites its input in place")
+    with wrong, gh.watch(model, statistics=[gh.Sphere()]):
+        model(torch.randn(2, 3, 8))
+
+
+def test_steps_along_the_path_of_a_stack_whose_first_block_is_skipped() -> None:
+    class Skipping(Stack):
+        def forward(self, inputs_embeds: torch.Tensor, skip: bool = False) -> torch.Tensor:  # type: ignore[override]
+            hidden = inputs_embeds
+            for block in self.blocks[int(skip) :]:
+                hidden = block(hidden)
+            return hidden
+
+    model = Skipping(8, depth=3)
+    with torch.no_grad(), gh.watch(model, statistics=[gh.Sphere()]) as watch:
+        model(torch.randn(2, 3, 8))
+        model(torch.randn(2, 3, 8), skip=True)
+    with pytest.warns(UserWarning, match="different numbers of forwards"):
+        sphere = watch.geometry()["blocks.2"].sphere
+    assert int(sphere.step_angle.count) == 12
+    assert int(sphere.path_length.count) == int(sphere.chord.count) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layout": "b c h w"}, "'b c h w' is no einops pattern"),
+        ({"layout": {"zzz": "t b d -> b t d"}}, "no site matches 'zzz'; there are blocks.0@in"),
+        ({"positions": 0}, "positions=0"),
+        ({"positions": "4"}, "positions='4'"),
+        ({"skip_positions": -1}, "skip_positions=-1"),
+        ({"exclude_token_ids": "ab"}, "exclude_token_ids=.*: integers are needed"),
+        ({"statistics": ["pos_ctx"]}, "'pos_ctx' is no statistic"),
+        ({"statistics": []}, "no statistics given"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(gh.errors.SiteError, match=message):
+        gh.watch(Stack(8, depth=1), **arguments)
+
+
+def test_states_and_geometries_that_are_none(tmp_path: Path) -> None:
+    watch = gh.watch(Stack(8, depth=1))
+    with pytest.raises(gh.errors.SchemaError, match=r"found \['a'\]"):
+        watch.load_state_dict({"a": 1})
+    with pytest.raises(gh.errors.SchemaError, match="found a str"):
+        gh.merge(["a.safetensors"])  # type: ignore[list-item]
+    with torch.no_grad(), watch:
+        watch._plan.root(torch.randn(1, 2, 8))
+    with pytest.raises(FileNotFoundError, match="no such folder to save into"):
+        watch.geometry().save(tmp_path / "missing" / "g.safetensors")
+    watch.geometry().save(tmp_path / "g.safetensors")
+    with pytest.raises(gh.errors.SchemaError, match="is no instance of"):
+        gh.load(tmp_path / "g.safetensors", statistics=[gh.Sphere])  # type: ignore[list-item]
+    with pytest.raises(gh.errors.SiteError, match=r"sphere\.radius\.mean"):
+        watch.geometry().stack("sphere.radius")
