@@ -355,6 +355,19 @@ def watch(
 ) -> Watch:
     """Measure the geometry of a model's hidden states while it runs.
 
+    Which entries are real, their positions and contexts are read off the nearest call around a
+    site that is given ``input_ids``, ``inputs_embeds``, their ``decoder_`` kin, pixels or audio
+    features: off its ``attention_mask`` (nonzero, or zero where it is additive, in 2-D; over keys
+    or over queries and keys in 3-D and 4-D), ``position_ids`` and ``past_key_values``. torch's own
+    transformers are read by ``src_key_padding_mask`` and ``tgt_key_padding_mask``. Where nothing is
+    stated every entry is real, positions are columns, and a row is a new context; a position that
+    does not grow within a row of stated positions begins another (packed sequences). Of pixels and
+    audio a mask counts only if it has the shape of the hidden states. For all else there are
+    ``tokens=`` and :meth:`Watch.tokens`.
+
+    What is wrong in a measurement (a mask that does not fit, a site without hidden states) raises
+    in the forward that shows it; the hooks come off and what was counted is kept.
+
     Args:
         model: any module.
         sites: where to look: ``"blocks"`` (the default: the input of the first block, named

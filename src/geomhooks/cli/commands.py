@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"geomhooks {installed_version('geomhooks')}")
+        typer.echo(f"geomhooks {gh.__version__}")
         raise typer.Exit
 
 
@@ -193,10 +192,13 @@ def merge(
         typer.Argument(metavar="FILE...", help="Geometry files of one model, two or more."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Geometry file to write.")],
+    overwrite: Annotated[bool, typer.Option(help="Replace FILE if it is there.")] = False,
 ) -> None:
     """Merge geometry files of one model, over different texts, into one."""
     if len(files) < 2:
         raise typer.BadParameter(f"two or more files are needed to merge; found {len(files)}")
+    if out.exists() and not overwrite:
+        raise measuring.OutputError(f"{out} is there already; --overwrite replaces it")
     measuring.check_writable(out)
     geometries = [gh.load(file) for file in files]
     geometry = gh.merge(geometries)
