@@ -160,27 +160,32 @@ def watched(model: nn.Module, inputs: dict[str, Any], watch: Watch) -> float:
 
 
 def share_in_hooks(model: nn.Module, inputs: dict[str, Any], watch: Watch) -> float:
-    """Median over forwards of the time inside the site hooks, over the rest of the forward."""
+    """Median over forwards of the time inside our hooks, over the rest of the forward."""
     shares = []
-    read = Watch.read
     spent = 0.0
+    ours = {name: getattr(Watch, name) for name in ("open_stream", "read", "close_stream")}
 
-    def read_and_time(*arguments: Any) -> None:
-        nonlocal spent
-        synchronize()
-        start = time.perf_counter()
-        read(*arguments)
-        synchronize()
-        spent += time.perf_counter() - start
+    def timing(hook: Callable[..., None]) -> Callable[..., None]:
+        def hook_and_time(*arguments: Any, **named: Any) -> None:
+            nonlocal spent
+            synchronize()
+            start = time.perf_counter()
+            hook(*arguments, **named)
+            synchronize()
+            spent += time.perf_counter() - start
 
-    Watch.read = read_and_time  # type: ignore[method-assign]
+        return hook_and_time
+
+    for name, hook in ours.items():
+        setattr(Watch, name, timing(hook))
     try:
         for _ in range(5):
             spent = 0.0
             whole = watched(model, inputs, watch)
             shares.append(spent / (whole - spent))
     finally:
-        Watch.read = read  # type: ignore[method-assign]
+        for name, hook in ours.items():
+            setattr(Watch, name, hook)
     return statistics.median(shares)
 
 

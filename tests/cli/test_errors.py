@@ -178,6 +178,7 @@ def test_merge(cli, bert: Path, gpt2: Path, text: Path):
     fails(cli("merge", "a.safetensors", "-o", "c.safetensors"), 2, "two or more")
     fails(cli("merge", "a.safetensors", "b.safetensors"), 2, "--out")
     fails(cli("merge", "a.safetensors", "b.safetensors", "-o", "no/c.safetensors"), 5)
+    fails(cli("merge", "a.safetensors", "b.safetensors", "-o", "b.safetensors"), 5, "--overwrite")
     assert sorted(Path().iterdir()) == before
 
 
