@@ -1,7 +1,7 @@
 """The reductions on a CPU, computed in tiles that stay in its cache.
 
 Two passes over the hidden state: the first takes norms and sums of entries, which tell what each
-token weighs; the second takes the sums over tokens. Each works on tiles of a megabyte, so
+token weighs; the second takes the sums over tokens. Each works on tiles of two megabytes, so
 that only its first operation goes to memory, and everything of the size of (B, T) is done once,
 outside the tiles. Sums are taken in pairs (torch's own), which in float32 keeps a digit more than a
 matrix product does.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["reduce_tiled", "reduce_update_tiled"]
 
-TILE_BYTES = 1 << 20
+TILE_BYTES = 1 << 21
 
 Tile = tuple[slice, slice]
 _memory = threading.local()
