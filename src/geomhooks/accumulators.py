@@ -299,25 +299,19 @@ class Moments(Accumulator):
         t = self.tensors
         where = where if where.ndim == values.ndim else where[..., None].expand_as(values)
         values = values.to(t["total"].dtype)
+        if isinstance(at, slice):
+            self.add_each([self], values[None], at, where[None])
+            return
         self._settle_shift(values, where)
         omitted = ~where
-        about = (values - t["shift"]).masked_fill_(omitted, 0.0)
-        low = values.masked_fill(omitted, float("inf"))
-        high = values.masked_fill(omitted, -float("inf"))
-        if isinstance(at, slice):
-            t["count"][at].add_(where.sum(0))
-            t["total"][at].add_(about.sum(0))
-            t["squares"][at].add_(about.square().sum(0))
-            torch.minimum(t["min"][at], low.amin(0), out=t["min"][at])
-            torch.maximum(t["max"][at], high.amax(0), out=t["max"][at])
-        else:
-            rows = at.reshape(-1)
-            about = about.flatten(0, -2)
-            t["count"].index_add_(0, rows, where.flatten(0, -2).to(torch.int64))
-            t["total"].index_add_(0, rows, about)
-            t["squares"].index_add_(0, rows, about.square())
-            reduce_rows(t["min"], rows, low.flatten(0, -2), "amin")
-            reduce_rows(t["max"], rows, high.flatten(0, -2), "amax")
+        rows = at.reshape(-1)
+        about = (values - t["shift"]).masked_fill_(omitted, 0.0).flatten(0, -2)
+        low, high = (values.masked_fill(omitted, s * float("inf")).flatten(0, -2) for s in (1, -1))
+        t["count"].index_add_(0, rows, where.flatten(0, -2).to(torch.int64))
+        t["total"].index_add_(0, rows, about)
+        t["squares"].index_add_(0, rows, about.square())
+        reduce_rows(t["min"], rows, low, "amin")
+        reduce_rows(t["max"], rows, high, "amax")
 
     @staticmethod
     def add_each(
