@@ -48,6 +48,11 @@ def test_a_loaded_state_can_be_read_before_the_model_has_run(tmp_path: Path) -> 
     assert torch.equal(before["blocks.0"].pos_ctx.pos, after["blocks.0"].pos_ctx.pos)
     again.load_state_dict(again.state_dict())
     assert again.geometry().sites == before.sites
+    assert again._plan.pending is not None
+    with again:
+        model(torch.randn(3, 4, 8))
+    assert again._plan.pending is None  # every site has taken its part, no second state is held
+    assert int(again.geometry()["blocks.0"].pos_ctx.count) == 2 * 4 + 3 * 4
 
 
 @torch.no_grad()

@@ -181,6 +181,7 @@ class Plan:
         site._needs = None
         if self.pending is not None:
             self._take_pending(place.name, stream if made else None, shared_by_model)
+            self._drop_pending()
         return state
 
     def _take_pending(self, site: str, stream: str | None, whole: Iterable[str]) -> None:
@@ -197,6 +198,11 @@ class Plan:
             if name in description["whole"]:
                 paths = ((f"{name}/{n}", a) for n, a in self.state.whole[name].items())
                 restore_tensors(paths, tensors, "model/")
+
+    def _drop_pending(self) -> None:
+        """Let go of what was loaded once every site has taken its part: it is a second state."""
+        if all(site.place.name in self.state.sites for site in self.sites):
+            self.pending = None
 
     def _make_stream(self, name: str, positions: int, site: SitePlan, info: Site) -> StreamState:
         statistics = [
@@ -275,6 +281,7 @@ class Plan:
             restore_tensors([(path, accumulator)], tensors, "")
         for name, stream in known.streams.items():
             stream.stream.first_key = description["streams"][name]["first_key"]
+        self._drop_pending()
 
 
 KINDS = ("sites", "streams")

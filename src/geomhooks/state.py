@@ -20,14 +20,10 @@ from geomhooks.tokens import Tokens, TokenStream
 __all__ = ["Shift", "SiteState", "State", "StreamState"]
 
 
-LOOKS = 8  # forwards in which a site's shift is looked for
-
-
 class Shift(Accumulator):
     """The fixed vector that a site's sums are taken about: about the mean of the first tokens."""
 
     def __init__(self, width: int) -> None:
-        self.looks = 0
         super().__init__(
             {"value": Field((width,), torch.float64), "known": Field((), torch.bool, False)}
         )
@@ -36,17 +32,9 @@ class Shift(Accumulator):
         """Set the shift from the first real tokens, once, and return it (d,).
 
         A sample of them does: a shift has to be near the mean, not equal to it. Whether it is set
-        already is looked up, not branched on; after some forwards it stays what it is, zero if all
-        their tokens were masked.
+        already is looked up, not branched on, and no forwards are counted in Python.
         """
         value, known = self["value"], self["known"]
-        if self.looks == LOOKS:
-            return value
-        if not torch.compiler.is_compiling():
-            self.looks += 1
-            if self.looks == LOOKS:
-                known.fill_(True)
-                return value
         sample = hidden.flatten(0, 1).index_select(0, tokens.sample).nan_to_num_(0.0, 0.0, 0.0)
         # The middle one of three means, so that a single outlier does not carry it away; in the
         # type of the hidden states, so that subtracting it rounds nothing away.
@@ -55,11 +43,6 @@ class Shift(Accumulator):
         value.copy_(torch.where(known | ~tokens.any_real, value, middle.to(value.dtype)))
         known.logical_or_(tokens.any_real)
         return value
-
-    def reset(self) -> None:
-        """Forget it, in place."""
-        super().reset()
-        self.looks = 0
 
     def merge(self, other: Shift, plan: Any = None) -> None:
         """Take the other's shift where this has none."""
