@@ -14,10 +14,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from geomhooks.errors import SchemaError
+from geomhooks.native import load, usable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,6 +59,7 @@ class Accumulator(ABC):
     def __init__(self, fields: dict[str, Field]) -> None:
         self.fields = fields
         self.tensors: dict[str, Tensor] = {}
+        self._arrays: dict[str, tuple[Tensor, Any]] = {}
 
     def allocate(self, device: torch.device | str = "cpu") -> Self:
         """Create the tensors on a device and return the accumulator itself."""
@@ -73,6 +76,14 @@ class Accumulator(ABC):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
+
+    def array(self, name: str) -> Any:
+        """A tensor on the CPU as an array on the same memory, for compiled loops."""
+        tensor = self.tensors[name]
+        held = self._arrays.get(name)
+        if held is None or held[0] is not tensor:
+            held = self._arrays[name] = tensor, np.atleast_1d(tensor.numpy())
+        return held[1]
 
     @property
     def nbytes(self) -> int:
@@ -123,6 +134,7 @@ class Accumulator(ABC):
         """Return an independent copy, optionally on another device."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
+        other._arrays = {}
         other.tensors = {
             n: t.detach().to(device or t.device, copy=True) for n, t in self.tensors.items()
         }
@@ -278,13 +290,13 @@ class Moments(Accumulator):
         rows, features = shape
         super().__init__(
             {
-                "count": Field((rows, features), torch.int64),
+                "count": Field((features, rows), torch.int64),
                 "shift": Field((features,), torch.float64),
                 "shifted": Field((features,), torch.bool, False),
-                "total": Field((rows, features), torch.float64),
-                "squares": Field((rows, features), torch.float64),
-                "min": Field((rows, features), torch.float64, float("inf")),
-                "max": Field((rows, features), torch.float64, -float("inf")),
+                "total": Field((features, rows), torch.float64),
+                "squares": Field((features, rows), torch.float64),
+                "min": Field((features, rows), torch.float64, float("inf")),
+                "max": Field((features, rows), torch.float64, -float("inf")),
             }
         )
 
@@ -292,80 +304,98 @@ class Moments(Accumulator):
         """Add values.
 
         Args:
-            values: (..., features).
+            values: (..., features); entries that are not finite count nothing.
             at: rows (...), or a slice of rows for values (batch, rows, features).
             where: (...) or (..., features) bool; entries that are False count nothing.
         """
-        t = self.tensors
-        where = where if where.ndim == values.ndim else where[..., None].expand_as(values)
-        values = values.to(t["total"].dtype)
-        if isinstance(at, slice):
-            self.add_each([self], values[None], at, where[None])
-            return
-        self._settle_shift(values, where)
-        omitted = ~where
-        rows = at.reshape(-1)
-        about = (values - t["shift"]).masked_fill_(omitted, 0.0).flatten(0, -2)
-        low, high = (values.masked_fill(omitted, s * float("inf")).flatten(0, -2) for s in (1, -1))
-        t["count"].index_add_(0, rows, where.flatten(0, -2).to(torch.int64))
-        t["total"].index_add_(0, rows, about)
-        t["squares"].index_add_(0, rows, about.square())
-        reduce_rows(t["min"], rows, low, "amin")
-        reduce_rows(t["max"], rows, high, "amax")
+        if where.ndim == values.ndim:
+            values, where = torch.where(where, values, float("nan")), where.any(-1)
+        two = (-1, values.shape[-2]) if values.ndim > 2 else (1, -1)
+        values = values.movedim(-1, 0).reshape(values.shape[-1], 1, *two)
+        if not isinstance(at, slice):
+            at = at.reshape(two)
+        self.add_each([self], values, at, where.reshape(1, *two))
 
     @staticmethod
     def add_each(
         moments: Sequence[Moments], values: Tensor, at: Tensor | slice, where: Tensor
     ) -> None:
-        """Add values (L, ..., features) to L accumulators, with as few operations as can be.
+        """Add values (features, L, B, T) to L accumulators, with as few operations as can be.
 
         Args:
             moments: L accumulators of one shape.
-            values: (L, ..., features).
-            at: as in :meth:`add`, the same for all.
-            where: (L, ..., features) bool.
+            values: (features, L, B, T); entries that are not finite count nothing.
+            at: rows (B, T), or a slice of T rows; the same for all.
+            where: (L, B, T) bool; tokens that are False count nothing.
         """
-        if not isinstance(at, slice):
-            for one, value, mask in zip(moments, values, where, strict=True):
-                one.add(value, at, mask)
+        values = values.to(moments[0]["total"].dtype)
+        if usable(values, where, moments[0]["total"]):
+            Moments._add_each_native(moments, values.contiguous(), at, where.contiguous())
             return
-        shifts = torch.stack([one["shift"] for one in moments])
-        known = torch.stack([one["shifted"] for one in moments])
-        flat, kept = values.flatten(1, -2), where.flatten(1, -2)
-        first = kept.to(torch.uint8).argmax(1, keepdim=True)
-        found = kept.gather(1, first)[:, 0]
-        shifts = torch.where(found & ~known, flat.gather(1, first)[:, 0], shifts)
+        where = where & torch.isfinite(values)
+        shifts = Moments._settle_shifts(moments, values.flatten(2), where.flatten(2))
         omitted = ~where
-        about = (values - shifts[:, None, None]).masked_fill_(omitted, 0.0)
-        total, squares, count = about.sum(1), about.square().sum(1), where.sum(1)
-        low = values.masked_fill(omitted, float("inf")).amin(1)
-        high = values.masked_fill(omitted, -float("inf")).amax(1)
+        about = (values - shifts[..., None, None]).masked_fill_(omitted, 0.0)
+        low, high = (values.masked_fill(omitted, sign * float("inf")) for sign in (1, -1))
+        if isinstance(at, slice):
+            total, squares, count = about.sum(2), about.square().sum(2), where.sum(2)
+            low, high = low.amin(2), high.amax(2)
+            for index, one in enumerate(moments):
+                t = {name: one[name][:, at] for name in ("count", "total", "squares", "min", "max")}
+                t["count"].add_(count[:, index])
+                t["total"].add_(total[:, index])
+                t["squares"].add_(squares[:, index])
+                torch.minimum(t["min"], low[:, index], out=t["min"])
+                torch.maximum(t["max"], high[:, index], out=t["max"])
+            return
+        rows = at.reshape(1, -1).expand(len(values), -1)
+        about, low, high, counts = (v.flatten(2) for v in (about, low, high, where.to(torch.int64)))
+        for index, one in enumerate(moments):
+            one["count"].scatter_add_(1, rows, counts[:, index])
+            one["total"].scatter_add_(1, rows, about[:, index])
+            one["squares"].scatter_add_(1, rows, about[:, index].square())
+            one["min"].scatter_reduce_(1, rows, low[:, index], "amin")
+            one["max"].scatter_reduce_(1, rows, high[:, index], "amax")
+
+    @staticmethod
+    def _settle_shifts(moments: Sequence[Moments], values: Tensor, where: Tensor) -> Tensor:
+        """Take the first value that counts as a feature's shift, once; returns all (features, L).
+
+        Args:
+            moments: L accumulators.
+            values: (features, L, n).
+            where: (features, L, n) bool.
+        """
+        shifts = torch.stack([one["shift"] for one in moments], 1)
+        known = torch.stack([one["shifted"] for one in moments], 1)
+        first = where.to(torch.uint8).argmax(2, keepdim=True)
+        found = where.gather(2, first)[..., 0]
+        shifts = torch.where(found & ~known, values.gather(2, first)[..., 0], shifts)
         known = known | found
         for index, one in enumerate(moments):
-            t = one.tensors
-            t["shift"].copy_(shifts[index])
-            t["shifted"].copy_(known[index])
-            t["count"][at].add_(count[index])
-            t["total"][at].add_(total[index])
-            t["squares"][at].add_(squares[index])
-            torch.minimum(t["min"][at], low[index], out=t["min"][at])
-            torch.maximum(t["max"][at], high[index], out=t["max"][at])
+            one["shift"].copy_(shifts[:, index])
+            one["shifted"].copy_(known[:, index])
+        return shifts
 
-    def _settle_shift(self, values: Tensor, where: Tensor) -> None:
-        """Take the first value of each feature that counts as its shift, once."""
-        t = self.tensors
-        flat, kept = values.flatten(0, -2), where.flatten(0, -2)
-        first = kept.to(torch.uint8).argmax(0, keepdim=True)
-        found = kept.gather(0, first)[0]
-        t["shift"].copy_(torch.where(found & ~t["shifted"], flat.gather(0, first)[0], t["shift"]))
-        t["shifted"].logical_or_(found)
+    @staticmethod
+    def _add_each_native(
+        moments: Sequence[Moments], values: Tensor, at: Tensor | slice, where: Tensor
+    ) -> None:
+        columns = isinstance(at, slice)
+        start = at.start or 0 if isinstance(at, slice) else 0
+        rows = np.empty((0, 0), np.int64) if isinstance(at, slice) else at.numpy()
+        given = values.numpy(), where.numpy()
+        names = ("shift", "shifted", "count", "total", "squares", "min", "max")
+        for index, one in enumerate(moments):
+            held = (one.array(name) for name in names)
+            load().moments(*given, index, columns, start, rows, *held)
 
     def merge(self, other: Moments, plan: Any = None) -> None:
         """Add the other's values, moved to this shift where both have one."""
         mine, theirs = self.tensors, other.clone(self.tensors["total"].device).tensors
         mine["shift"].copy_(torch.where(mine["shifted"], mine["shift"], theirs["shift"]))
         mine["shifted"].logical_or_(theirs["shifted"])
-        delta = theirs["shift"] - mine["shift"]
+        delta = (theirs["shift"] - mine["shift"])[:, None]
         count = theirs["count"]
         theirs["squares"] += 2 * delta * theirs["total"] + count * delta.square()
         theirs["total"] += count * delta
@@ -382,15 +412,18 @@ class Moments(Accumulator):
             NaN where nothing was counted.
         """
         names = ("count", "total", "squares", "min", "max")
-        count, total, squares, low, high = (self.tensors[name][rows] for name in names)
+        count, total, squares, low, high = (self.tensors[name][:, rows] for name in names)
+        shift = self.tensors["shift"]
         if pooled:
-            count, total, squares = count.sum(0), total.sum(0), squares.sum(0)
-            nothing = total.new_full((1, *total.shape), float("inf"))
-            low = torch.cat([low, nothing]).amin(0)
-            high = torch.cat([high, -nothing]).amax(0)
+            count, total, squares = count.sum(1), total.sum(1), squares.sum(1)
+            nothing = total.new_full((len(total), 1), float("inf"))
+            low = torch.cat([low, nothing], 1).amin(1)
+            high = torch.cat([high, -nothing], 1).amax(1)
+        else:
+            count, total, squares, low, high = (v.T for v in (count, total, squares, low, high))
         offset = total / count
         return {
-            "mean": self.tensors["shift"] + offset,
+            "mean": shift + offset,
             "variance": (squares / count - offset.square()).clamp(min=0),
             "min": low.masked_fill(count == 0, float("nan")),
             "max": high.masked_fill(count == 0, float("nan")),

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,6 +67,26 @@ class Step:
     rows: slice
     fold: Fold | None
     open: Placement
+
+    @cached_property
+    def arrays(self) -> tuple[Any, ...]:
+        """What the compiled loop of ``TwoWay.follow`` is told, the same at every site."""
+        opened = self.rows.start, self.open.slot.numpy(), self.open.fresh.numpy()
+        fold = self.fold
+        none = np.empty(0, np.int64), np.empty(0), np.empty(0, np.bool_)
+        if fold is None:
+            ends, edges = np.empty((0, 2), np.int64), np.empty((0, 0))
+            return (*opened, none[0], none[1], False, ends, edges, none[0], none[2])
+        return (
+            *opened,
+            fold.slot.numpy(),
+            fold.weight.numpy(),
+            fold.ends is not None,
+            np.empty((0, 2), np.int64) if fold.ends is None else fold.ends.numpy(),
+            np.empty((0, 0)) if fold.edges is None else fold.edges.numpy(),
+            fold.kept.slot.numpy(),
+            fold.kept.fresh.numpy(),
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,30 +32,34 @@ class SitePlan:
     layout: str | None
     norm: NormModule | None
     whole_stack: bool
-    _needs: frozenset[str] | None = None
+    needs: frozenset[str] = frozenset()
+    parts: list[tuple[Statistic, Mapping[str, Accumulator]]] = field(default_factory=list)
+    _adds_positions: tuple[Statistic, Mapping[str, Accumulator]] | None = None
 
     @property
     def wants_input(self) -> bool:
         """Some statistic reads the module's input."""
         return any("in" in (*s.taps, *s.optional_taps) for s in self.statistics)
 
-    def needs(self, site: Site) -> frozenset[str]:
-        """The union of the reductions that the statistics need."""
-        if self._needs is None:
-            self._needs = frozenset(n for s in self.statistics for n in s.needs_at(site))
-        return self._needs
+    def bind(self, state: State, site: SiteState) -> None:
+        """Say once, when its state is there, what every forward at this site does."""
+        held = {
+            "site": site.statistics,
+            "stream": state.streams[site.stream].statistics,
+            "model": state.whole,
+        }
+        self.parts = [(s, held[s.scope][s.name]) for s in self.statistics]
+        self.needs = frozenset(n for s in self.statistics for n in s.needs_at(site.site))
+        takers = [part for part in self.parts if "position_sum" in part[0].needs_at(site.site)]
+        self._adds_positions = takers[0] if len(takers) == 1 else None
 
-    def statistics_with_state(
-        self, state: State, site: SiteState
-    ) -> Iterator[tuple[Statistic, Mapping[str, Accumulator]]]:
-        """Each statistic with the accumulators of its scope."""
-        for statistic in self.statistics:
-            if statistic.scope == "site":
-                yield statistic, site.statistics[statistic.name]
-            elif statistic.scope == "stream":
-                yield statistic, state.streams[site.stream].statistics[statistic.name]
-            else:
-                yield statistic, state.whole[statistic.name]
+    @property
+    def position_sum_target(self) -> Tensor | None:
+        """Where the sums by position are added to straight, if one statistic alone needs them."""
+        if self._adds_positions is None:
+            return None
+        statistic, state = self._adds_positions
+        return statistic.position_sum_target(state)
 
 
 @dataclass
@@ -178,7 +182,7 @@ class Plan:
             state.forwards.allocate(device)
         self.state.whole |= shared_by_model
         self.state.sites[place.name] = state
-        site._needs = None
+        site.bind(self.state, state)
         if self.pending is not None:
             self._take_pending(place.name, stream if made else None, shared_by_model)
             self._drop_pending()

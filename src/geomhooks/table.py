@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
+from geomhooks.native import load, usable
 
 __all__ = ["EMPTY", "LAST", "Placement", "Table", "add_rows", "hash_keys"]
 
@@ -66,6 +67,12 @@ class Table(Accumulator):
         """
         size = self.capacity
         keys, priorities = self.tensors["key"], self.tensors["priority"]
+        if usable(key, priority, keys):
+            slot, fresh = torch.empty_like(key), torch.empty_like(valid)
+            given = (tensor.contiguous().numpy() for tensor in (key, priority, valid))
+            table = self.array("key"), self.array("priority")
+            load("places").place(*given, *table, slot.numpy(), fresh.numpy())
+            return Placement(slot, fresh)
         match = (key[:, None] == keys[None, :size]) & valid[:, None]
         held = match.any(1)
         at = torch.where(held, match.to(torch.int8).argmax(1), size)

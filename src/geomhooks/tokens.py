@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +24,30 @@ from geomhooks.table import EMPTY
 __all__ = ["CENSUS", "TokenStream", "Tokens"]
 
 SAMPLE = 63  # tokens that a site's shift is taken from
+
+
+class TokenArrays(NamedTuple):
+    """Tokens as arrays: see :class:`Tokens`.
+
+    Attributes:
+        real: (B, T) bool.
+        first: (B, T) bool.
+        columns: positions are columns, from ``start`` on.
+        start: position of column 0.
+        positions: (B, T) int64.
+        by_row: a row is in one context.
+        segments: (B, T) int64 where it is not.
+        rows: (B,) int64, the context of each row where it is.
+    """
+
+    real: Any
+    first: Any
+    columns: bool
+    start: int
+    positions: Any
+    by_row: bool
+    segments: Any
+    rows: Any
 
 
 @dataclass
@@ -37,6 +64,7 @@ class Tokens:
         segments: (B, T) which of the contexts each token is in (M for none), or None.
         token_groups: (B, T) labels, or None.
         capacity: how many positions there are room for.
+        first: (B, T) bool, tokens at position 0.
         sample: (S,) some of the real tokens, as indices into the flattened (B, T).
         any_real: () bool, there are real tokens to sample from.
         continues: every context was open before; nothing has to be closed.
@@ -52,10 +80,27 @@ class Tokens:
     segments: Tensor | None = None
     token_groups: Tensor | None = None
     capacity: int = 0
+    first: Tensor = field(init=False)
     sample: Tensor = field(init=False)
     any_real: Tensor = field(init=False)
     continues: bool = False
     interval: bool = False
+
+    @cached_property
+    def arrays(self) -> TokenArrays:
+        """What compiled loops on the CPU are told of the tokens."""
+        positions = self.positions.numpy()
+        rows = np.arange(len(self.real)) if self.rows is None else self.rows.numpy()
+        return TokenArrays(
+            self.real.numpy(),
+            self.first.numpy(),
+            self.start is not None,
+            self.start or 0,
+            positions,
+            self.segments is None,
+            positions if self.segments is None else self.segments.numpy(),
+            rows,
+        )
 
     def spread_sample(self) -> None:
         """Choose tokens evenly among those that are real."""
@@ -120,9 +165,20 @@ class Tokens:
             else torch.zeros_like(counts).index_add_(0, self.rows, counts)
         )
 
+    def of_rows(self, rows: slice) -> Tokens:
+        """The tokens of some rows; each row a context, where rows are in one context."""
+        part = copy.copy(self)
+        part.__dict__.pop("arrays", None)
+        part.rows = None
+        for name in ("real", "positions", "first", "segments"):
+            value = getattr(self, name)
+            setattr(part, name, None if value is None else value[rows])
+        return part
+
     def to(self, device: torch.device) -> Tokens:
         """Copy to a device."""
         moved = copy.copy(self)
+        moved.__dict__.pop("arrays", None)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(moved, name, value.to(device))
@@ -205,6 +261,7 @@ class TokenStream:
             crowded = (tokens.real & ~room).sum()
             tokens.real = tokens.real & room
         tokens.positions = positions.clamp(0, self.positions - 1)
+        tokens.first = tokens.positions == 0
         if start is not None and start + length > self.positions:
             # Columns beyond the capacity have no row to go to: their index is clamped, not sliced.
             tokens.start = None

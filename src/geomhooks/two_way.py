@@ -10,16 +10,31 @@ shift:
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
 from geomhooks.contexts import Contexts, Fold, MergePlan, Step
+from geomhooks.native import load, usable
 from geomhooks.table import add_rows
 
+if TYPE_CHECKING:
+    from geomhooks.tokens import Tokens
+
 __all__ = ["TwoWay"]
+
+FOLLOWING = (
+    "open_sum",
+    "open_count",
+    "edges",
+    "context_square",
+    "context_mean",
+    "kept_sum",
+    "kept_count",
+)
 
 
 class TwoWay(Accumulator):
@@ -61,8 +76,37 @@ class TwoWay(Accumulator):
             }
         )
 
+    def count(self, tokens: Tokens, keep: Tensor, around: Tensor) -> Tensor:
+        """Count one forward's tokens and add up |h|^2; returns how many each context has, (M,).
+
+        Args:
+            tokens: of the forward.
+            keep: (B, T) bool, those that count at this site.
+            around: (B, T) |h|^2 about the shift.
+        """
+        number, square = self["position_count"], self["square"]
+        if usable(keep, around, number):
+            counts = np.zeros(tokens.number + 1, np.int64)
+            _, _, *where = tokens.arrays
+            found = keep.contiguous().numpy(), around.to(square.dtype).numpy()
+            held = self.array("position_count"), self.array("square")
+            load().count_tokens(*found, *where, *held, counts)
+            return torch.from_numpy(counts)[:-1]
+        if tokens.start is not None:
+            number[tokens.at].add_(keep.sum(0))
+        else:
+            number.index_add_(0, tokens.positions.reshape(-1), keep.reshape(-1).to(torch.int64))
+        square.add_(around.sum(dtype=square.dtype))
+        return tokens.count_by_context(keep)
+
     def follow(self, steps: list[Step], sums: Tensor, counts: Tensor) -> None:
         """Add one forward's sums by context (M, d) and their counts (M,)."""
+        if not self.second_moment and usable(sums, counts, self["open_sum"]):
+            added = sums.to(self["open_sum"].dtype).contiguous().numpy(), counts.numpy()
+            held = [self.array(name) for name in FOLLOWING]
+            for step in steps:
+                load().follow(*added, *step.arrays, *held)
+            return
         for step in steps:
             if step.fold is not None:
                 self.close(step.fold)

@@ -63,21 +63,22 @@ def offsets(length: Tensor, square: Tensor, dot: Tensor, shift_length: Tensor) -
 
 
 class UnitVectors(Accumulator):
-    """Sums of unit vectors about a fixed unit vector, in a few groups.
+    """Sums of unit vectors of a few kinds, each about a fixed unit vector, in a few groups.
 
     Args:
+        kinds: number of kinds.
         groups: number of groups.
         width: d.
     """
 
-    def __init__(self, groups: int, width: int) -> None:
+    def __init__(self, kinds: int, groups: int, width: int) -> None:
         f64 = torch.float64
         super().__init__(
             {
-                "about": Field((width,), f64),
-                "count": Field((groups,), torch.int64),
-                "offset": Field((groups, width), f64),
-                "square": Field((groups,), f64),
+                "about": Field((kinds, width), f64),
+                "count": Field((kinds, groups), torch.int64),
+                "offset": Field((kinds, groups, width), f64),
+                "square": Field((kinds, groups), f64),
             }
         )
 
@@ -85,10 +86,10 @@ class UnitVectors(Accumulator):
         """Add sums over some vectors.
 
         Args:
-            about: (d,) e, the same at every call.
-            count: (groups,) how many vectors.
-            offset: (groups, d) sum of u - e.
-            square: (groups,) sum of |u - e|^2.
+            about: (kinds, d) e, the same at every call.
+            count: (kinds, groups) how many vectors.
+            offset: (kinds, groups, d) sum of u - e.
+            square: (kinds, groups) sum of |u - e|^2.
         """
         self["about"].copy_(about)
         self["count"].add_(count)
@@ -101,16 +102,16 @@ class UnitVectors(Accumulator):
         if not bool(self["count"].any()):
             self["about"].copy_(other["about"].to(device))
         theirs = {name: tensor.to(device) for name, tensor in other.tensors.items()}
-        delta = theirs["about"] - self["about"]
-        count = theirs["count"][:, None]
-        self["count"].add_(theirs["count"])
-        self["square"].add_(theirs["square"] + 2 * theirs["offset"] @ delta)
-        self["square"].add_(theirs["count"] * (delta @ delta))
-        self["offset"].add_(theirs["offset"] + count * delta)
+        delta = (theirs["about"] - self["about"])[:, None]
+        count = theirs["count"]
+        self["count"].add_(count)
+        self["square"].add_(theirs["square"] + 2 * (theirs["offset"] * delta).sum(-1))
+        self["square"].add_(count * delta.square().sum(-1))
+        self["offset"].add_(theirs["offset"] + count[..., None] * delta)
 
-    def pooled(self, groups: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def pooled(self, kind: int, groups: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Number of vectors of some groups, their sum (d,), and their 1 - R^2."""
-        count = self["count"][groups].sum()
-        offset = self["offset"][groups].sum(0)
-        variance = self["square"][groups].sum() / count - (offset / count).square().sum()
-        return count, offset + count * self["about"], variance.clamp(min=0)
+        count = self["count"][kind, groups].sum()
+        offset = self["offset"][kind, groups].sum(0)
+        variance = self["square"][kind, groups].sum() / count - (offset / count).square().sum()
+        return count, offset + count * self["about"][kind], variance.clamp(min=0)

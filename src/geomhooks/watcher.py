@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from geomhooks.contexts import again, to_device
 from geomhooks.errors import HookError, SiteError, WatchError
 from geomhooks.frames import Frame
 from geomhooks.hooks import CloseStream, OpenStream, ReadInput, ReadOutput
+from geomhooks.native import prepare
 from geomhooks.openers import Opener
 from geomhooks.plan import Plan, SitePlan
 from geomhooks.planning import make_plan
@@ -270,7 +271,7 @@ class Watch:
                 f"site {name!r} has no floating tensor: its {side} "
                 f"is {describe_type(out)}. Watch a module that returns hidden states."
             )
-        with torch.no_grad(), torch.autocast(found.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(found.device.type):
             grid = frame.grid
             hidden = to_batch_time_width(found.detach(), name, site.layout, grid)
             entered = find_tensor(into) if into is not None else None
@@ -295,12 +296,13 @@ class Watch:
             frame.fired.add(name)
             shift = state.shift.settle(hidden, tokens)
             reductions = reduce(
-                site.needs(state.site),
+                site.needs,
                 hidden,
                 before,
                 tokens,
                 shift,
                 frame.known_of(entered, found, name),
+                site.position_sum_target,
             )
             frame.read(found, reductions)
             taps = {"out": hidden}
@@ -335,10 +337,17 @@ class Watch:
         if site.norm is not None and state.site.norm_eps is not None:
             gain, bias = site.norm.affine(reading.taps["out"])
             reading.taps |= {"gain": gain, "bias": bias}
-        for statistic, states in site.statistics_with_state(self._plan.state, state):
+        for statistic, states in site.parts:
             reading.carry = frame.carry.setdefault(statistic.name, {})
             statistic.update(states, reading)
         state.forwards.value.add_(1)
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Sums are not to be taken in half precision."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def watch(
@@ -419,6 +428,7 @@ def watch(
         layout=layout,
         shard=new_shard(),
     )
+    prepare(plan.root.parameters())
     made = Watch(plan, tokens)
     if example is not None:
         run_example(made, plan.root, example)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from geomhooks.tokens import Tokens
+from geomhooks.unit_vectors import offsets
 
-__all__ = ["NAMES", "Reduced", "reduce_plain", "reduce_update_plain", "unit_weights"]
+__all__ = [
+    "NAMES",
+    "Directions",
+    "Reduced",
+    "directions_of",
+    "reduce_move_plain",
+    "reduce_plain",
+    "unit_weights",
+]
 
 NAMES = frozenset(
     {
@@ -18,30 +28,48 @@ NAMES = frozenset(
         "shifted_squared_norm",
         "position_sum",
         "context_sum",
-        "unit_sum",
+        "directions",
         "step",
         "shifted",
     }
 )
 
 
+class Directions(NamedTuple):
+    """Sums of unit vectors u about a fixed one e, which is the direction of the shift.
+
+    By kind (0: of h less the mean m of its entries, 1: of h itself) and by group (0: tokens at
+    positions other than 0, 1: tokens at position 0).
+
+    Attributes:
+        about: (2, d) e, by kind.
+        number: (2, 2) int64, how many; a zero vector has no direction.
+        offset: (2, 2, d) sum of u - e.
+        square: (2, 2) sum of |u - e|^2.
+    """
+
+    about: Tensor
+    number: Tensor
+    offset: Tensor
+    square: Tensor
+
+
 @dataclass
 class Reduced:
     """The reductions of one site and forward; ``None`` where no statistic needs it.
 
-    x = h - shift. Sums run over the tokens in ``keep``; all are in float32, or in float64 where
-    the hidden states are.
+    x = h - shift. Sums run over the tokens in ``keep``; all are in float32 at least, and in float64
+    where the hidden states are or it costs nothing more.
 
     Attributes:
         keep: (B, T) bool, tokens that are real and whose hidden state is finite.
         squared_norm: (B, T) |h|^2.
         ones: (B, T) sum of the entries of h.
         shifted_squared_norm: (B, T) |x|^2.
-        position_sum: (T, d), or (capacity, d) where positions are not columns: sum of x.
+        position_sum: (T, d), or (capacity, d) where positions are not columns: sum of x. None where
+            it was added straight to a tensor of the state.
         context_sum: (M, d) sum of x.
-        shift_dot: (B, T) <x, shift>.
-        unit_sum: (4, d) sums of x / |h - m 1| and of x / |h| over the tokens at positions other
-            than 0, then over those at position 0; m is the mean of the entries of h.
+        directions: sums of the states' unit vectors.
         update_ones: (B, T) sum of the entries of u = h - y, y the block's input.
         update_dot: (B, T) <u, y>.
         slope: (B, T) some c for which u - c y is about orthogonal to y, both centred.
@@ -57,8 +85,7 @@ class Reduced:
     shifted_squared_norm: Tensor | None = None
     position_sum: Tensor | None = None
     context_sum: Tensor | None = None
-    shift_dot: Tensor | None = None
-    unit_sum: Tensor | None = None
+    directions: Directions | None = None
     update_ones: Tensor | None = None
     update_dot: Tensor | None = None
     slope: Tensor | None = None
@@ -75,6 +102,7 @@ def reduce_plain(
     tokens: Tokens,
     shift: Tensor,
     known: Reduced | None = None,
+    position_sum: Tensor | None = None,
 ) -> Reduced:
     """Compute what is needed of ``out`` (B, T, d) and the block's input ``into`` (B, T, d).
 
@@ -85,6 +113,8 @@ def reduce_plain(
         tokens: which entries are real, their positions and contexts.
         shift: (d,) the vector that sums are taken about.
         known: the reductions of ``into`` as the output of another site.
+        position_sum: (capacity, d) a tensor that the sums by position are added to, instead of
+            being handed out.
     """
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     width = out.shape[-1]
@@ -97,14 +127,17 @@ def reduce_plain(
     r.squared_norm = torch.where(keep, squared, 0.0)
     r.ones = torch.where(keep, h.sum(-1), 0.0)
     r.shifted_squared_norm = x.square().sum(-1)
-    if "position_sum" in needs:
-        r.position_sum = position_sum(x, tokens)
+    if "position_sum" in needs and position_sum is None:
+        r.position_sum = sum_by_position(x, tokens)
+    elif position_sum is not None:
+        add_by_position(position_sum, x, tokens)
     if "context_sum" in needs:
-        r.context_sum = context_sum(x, tokens)
-    if "unit_sum" in needs:
-        weights = unit_weights(r.squared_norm, r.ones, keep, tokens.positions == 0, width)
-        r.unit_sum = torch.einsum("wbt,btd->wd", weights, x)
-        r.shift_dot = x @ shift
+        r.context_sum = sum_by_context(x, tokens)
+    if "directions" in needs:
+        first = tokens.first
+        weights = unit_weights(r.squared_norm, r.ones, keep, first, width)
+        sums = (weights.view(4, -1) @ x.view(-1, width)).view(2, 2, width)
+        r.directions = directions_of(r, sums, x @ shift, shift, first)
     if "step" in needs and into is not None:
         add_update(r, h, into.to(dtype), known)
     if "shifted" in needs:
@@ -132,32 +165,81 @@ def slope_of(square: Tensor, ones: Tensor, dot: Tensor, update_ones: Tensor, wid
     return slope.nan_to_num(0.0, 0.0, 0.0)
 
 
-def reduce_update_plain(out: Tensor, into: Tensor) -> Reduced:
-    """The reductions of the update from ``into`` to ``out`` alone."""
+def reduce_move_plain(out: Tensor, into: Tensor) -> Reduced:
+    """The reductions of the move from ``into`` to ``out`` (B, T, d) alone, for all tokens."""
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     everything = torch.ones(out.shape[:-1], dtype=torch.bool, device=out.device)
     return add_update(Reduced(everything), out.to(dtype), into.to(dtype))
 
 
 def unit_weights(squared: Tensor, ones: Tensor, keep: Tensor, first: Tensor, width: int) -> Tensor:
-    """Weights (4, B, T) with which states add up to the four unit sums of :class:`Reduced`."""
+    """Weights (2, 2, B, T), by kind and group, with which x adds up to the sums of directions."""
     centred = 1 / (squared - ones.square() / width).clamp(min=0).sqrt()
     raw = 1 / squared.sqrt()
     # A zero vector has no direction: its weight is 0, not infinite.
     weights = torch.stack([centred, raw])
     weights = torch.where(keep & torch.isfinite(weights), weights, 0.0)
-    return torch.cat([torch.where(first, 0.0, weights), torch.where(first, weights, 0.0)])
+    return torch.stack([torch.where(first, 0.0, weights), torch.where(first, weights, 0.0)], 1)
 
 
-def position_sum(x: Tensor, tokens: Tokens) -> Tensor:
+def directions_of(
+    r: Reduced, unit_sum: Tensor, along: Tensor, shift: Tensor, first: Tensor
+) -> Directions:
+    """Sums of unit vectors from what is known of each token.
+
+    Args:
+        r: squared norms and sums of entries.
+        unit_sum: (2, 2, d) sums of x times :func:`unit_weights`.
+        along: (B, T) <x, shift>.
+        shift: (d,).
+        first: (B, T) tokens at position 0.
+    """
+    assert r.squared_norm is not None
+    assert r.ones is not None
+    assert r.shifted_squared_norm is not None
+    wide, width = wide_of(unit_sum), shift.shape[0]
+    shift, along = shift.to(wide), along.to(wide)
+    square, ones, around = (v.to(wide) for v in (r.squared_norm, r.ones, r.shifted_squared_norm))
+    total = shift.sum()
+    x_ones = ones - total
+    # Centred: less the parts along the ones direction, of x as of the shift.
+    lengths = torch.stack([(square - ones.square() / width).clamp(min=0), square]).sqrt()
+    squares = torch.stack([around - x_ones.square() / width, around])
+    dots = torch.stack([along - x_ones * total / width, along])
+    vectors = torch.stack([shift - shift.mean(), shift])
+    shift_lengths = torch.linalg.vector_norm(vectors, dim=1)
+    each = offsets(lengths, squares, dots, shift_lengths[:, None, None])
+    directed = r.keep & (lengths > 0)
+    groups = torch.stack([directed & ~first, directed & first], 1)
+    multiple = torch.where(groups, each.along[:, None], 0.0).sum((2, 3))
+    sums = unit_sum.to(wide)
+    sums = torch.stack([sums[0] - sums[0].mean(-1, keepdim=True), sums[1]])
+    return Directions(
+        vectors / shift_lengths.clamp(min=torch.finfo(wide).tiny)[:, None],
+        groups.sum((2, 3)),
+        sums + multiple[..., None] * vectors[:, None],
+        torch.where(groups, each.square[:, None], 0.0).sum((2, 3)),
+    )
+
+
+def sum_by_position(x: Tensor, tokens: Tokens) -> Tensor:
     """Sum x (B, T, d) by position."""
     if tokens.start is not None:
         return x.sum(0)
     sums = x.new_zeros((tokens.capacity, x.shape[-1]), dtype=wide_of(x))
-    return sums.index_add_(0, tokens.positions.reshape(-1), x.flatten(0, 1).to(sums.dtype))
+    add_by_position(sums, x, tokens)
+    return sums
 
 
-def context_sum(x: Tensor, tokens: Tokens) -> Tensor:
+def add_by_position(sums: Tensor, x: Tensor, tokens: Tokens) -> None:
+    """Add x (B, T, d) to sums by position (capacity, d)."""
+    if tokens.start is not None:
+        sums[tokens.start : tokens.start + tokens.length].add_(x.sum(0))
+    else:
+        sums.index_add_(0, tokens.positions.reshape(-1), x.flatten(0, 1).to(sums.dtype))
+
+
+def sum_by_context(x: Tensor, tokens: Tokens) -> Tensor:
     """Sum x (B, T, d) by context, (M, d)."""
     if tokens.segments is not None:
         sums = x.new_zeros((tokens.number + 1, x.shape[-1]), dtype=wide_of(x))

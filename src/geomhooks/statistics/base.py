@@ -110,7 +110,7 @@ class Statistic(ABC):
     - ``reading.tokens``: ``real`` (B, T), the tokens that count; ``positions`` (B, T); ``at``, the
       rows of an accumulator with a row for each position; ``keys`` (M,), the forward's contexts.
     - ``reading.reductions``: what ``needs`` names, of "squared_norm", "ones",
-      "shifted_squared_norm", "position_sum", "context_sum", "unit_sum", "step", "shifted"; each
+      "shifted_squared_norm", "position_sum", "context_sum", "directions", "step", "shifted"; each
       is described at :class:`geomhooks.reductions.Reduced`.
     - ``reading.carry``: a dictionary for what one site leaves to the next in the same forward.
 
@@ -159,6 +159,14 @@ class Statistic(ABC):
     def needs_at(self, site: Site) -> tuple[str, ...]:
         """The shared reductions it needs at one site; ``needs`` unless overridden."""
         return self.needs
+
+    def position_sum_target(self, state: Mapping[str, Any]) -> Tensor | None:
+        """A tensor (capacity, d) of the state that the sums by position can be added to straight.
+
+        They are then not handed out: ``reading.reductions.position_sum`` is None, unless another
+        statistic of the site needs them too. None, unless overridden.
+        """
+        return None
 
     def shared(self, stream: TokenStream) -> dict[str, Accumulator]:
         """Accumulators over tokens alone, kept once per stream; ``observe(tokens)`` feeds them."""

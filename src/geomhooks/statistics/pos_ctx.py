@@ -138,27 +138,26 @@ class PosCtx(Statistic):
                 f"max_bytes={self.max_bytes:,}. Lower {lower}; or raise max_bytes."
             )
 
+    def position_sum_target(self, state: Mapping[str, Any]) -> Tensor:
+        """Sums by position are added to the state in the pass that takes them."""
+        total: Tensor = state["sums"]["position_sum"]
+        return total
+
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:
         """Add one forward."""
         sums: TwoWay = state["sums"]
         tokens, r = reading.tokens, reading.reductions
-        assert r.position_sum is not None
         assert r.context_sum is not None
         assert r.shifted_squared_norm is not None
-        if tokens.start is not None:
-            rows = tokens.at
-            sums["position_count"][rows].add_(r.keep.sum(0))
-            sums["position_sum"][rows].add_(r.position_sum)
-        else:
-            rows = tokens.positions.reshape(-1)
-            sums["position_count"].index_add_(0, rows, r.keep.reshape(-1).to(torch.int64))
-            sums["position_sum"].add_(r.position_sum)
-        sums["square"].add_(r.shifted_squared_norm.sum(dtype=sums["square"].dtype))
+        counts = sums.count(tokens, r.keep, r.shifted_squared_norm)
+        if r.position_sum is not None:
+            at = tokens.at if tokens.start is not None else slice(None)
+            sums["position_sum"][at].add_(r.position_sum)
         if self.second_moment:
             assert r.shifted is not None
             x = r.shifted.flatten(0, 1).to(sums["outer"].dtype)
             sums["outer"].add_(x.T @ x)
-        sums.follow(reading.plans["contexts"], r.context_sum, tokens.count_by_context(r.keep))
+        sums.follow(reading.plans["contexts"], r.context_sum, counts)
 
     def compute(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Fit, and say how much of it is noise."""

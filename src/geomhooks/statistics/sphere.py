@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
-from geomhooks.reductions import reduce_update
+from geomhooks.reductions import reduce_move
 from geomhooks.results import Result
 from geomhooks.statistics.base import Reading, Site, Statistic
 from geomhooks.statistics.sphere_notes import (
@@ -87,8 +87,7 @@ class Sphere(Statistic):
         return (
             "squared_norm",
             "ones",
-            "shifted_squared_norm",
-            "unit_sum",
+            "directions",
             *(("step",) if site.has_input else ()),
         )
 
@@ -96,9 +95,8 @@ class Sphere(Statistic):
         """Moments by position, sums of unit vectors, a histogram."""
         return {
             "moments": Moments((site.positions, len(features(site)))),
-            # Groups: away from position 0, and at it.
-            "centred": UnitVectors(2, site.width),
-            "raw": UnitVectors(2, site.width),
+            # Kinds: centred, and as they are. Groups: away from position 0, and at it.
+            "directions": UnitVectors(2, 2, site.width),
             "log_radius": Sum((2, BINS), torch.int64),
             "non_finite": Sum((2,), torch.int64),
         }
@@ -107,23 +105,27 @@ class Sphere(Statistic):
         """Put down what one forward shows at one site; :meth:`finish` adds it up."""
         extra = self._chord(reading)
         if reading.site.norm_eps is not None:
-            extra += norm_gaps(reading)
+            extra |= norm_gaps(reading)
+        directions = reading.reductions.directions
+        assert directions is not None
+        state["directions"].add(*directions)
         reading.carry.setdefault("notes", []).append(Note.of(state, reading, extra))
 
-    def _chord(self, reading: Reading) -> list[Tensor]:
+    def _chord(self, reading: Reading) -> dict[str, Tensor]:
         """At the last block, the angle to what came into the first, which is kept until then."""
-        site, carry, wide = reading.site, reading.carry, reading.shift.dtype
+        site, carry = reading.site, reading.carry
         if not has_path(site):
-            return []
+            return {}
         if site.first:
             carry["start", site.stack] = reading.taps["in"]
         if not site.last:
-            return []
+            return {}
         start = carry.pop(("start", site.stack), None)
         if start is None:  # the first block was skipped in this forward
-            return [torch.full_like(reading.reductions.keep, float("nan"), dtype=wide)]
+            keep, wide = reading.reductions.keep, reading.shift.dtype
+            return {"chord": torch.full_like(keep, float("nan"), dtype=wide)}
         out = reading.taps["out"]
-        return [step_angle(reduce_update(out, start.to(out.device)), site.width, wide)]
+        return {"chord": step_angle(reduce_move(out, start.to(out.device)), site.width)}
 
     def finish(self, carry: dict[Any, Any]) -> None:
         """Add one forward."""
@@ -137,7 +139,7 @@ class Sphere(Statistic):
         """Results over positions from ``first`` on."""
         site: Site = state["site"]
         moments: Moments = state["moments"]
-        seen = moments["count"][:, 0].nonzero()
+        seen = moments["count"][0].nonzero()
         rows = slice(first, int(seen.max()) + 1 if len(seen) else 0)
         pooled, single = moments.summary(rows), moments.summary(rows, pooled=False)
         out: dict[str, Any] = {}
@@ -151,8 +153,8 @@ class Sphere(Statistic):
                     at_position=Result(**scaled(at_position, site.width**-0.5)),
                 )
         groups = slice(0, 1) if first else slice(0, 2)
-        count, total, variance = state["centred"].pooled(groups)
-        raw_count, raw_total, _ = state["raw"].pooled(groups)
+        count, total, variance = state["directions"].pooled(0, groups)
+        raw_count, raw_total, _ = state["directions"].pooled(1, groups)
         resultant = resultant_length(total, count)
         histogram, lost = state["log_radius"].value, state["non_finite"].value
         return out | {

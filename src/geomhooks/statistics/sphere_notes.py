@@ -17,16 +17,17 @@ from torch import Tensor
 from geomhooks.accumulators import Moments
 from geomhooks.functional.steps import centred_square, step
 from geomhooks.reductions import Reduced
+from geomhooks.reductions.plain import wide_of
 from geomhooks.statistics.base import Reading, Site
 from geomhooks.tokens import Tokens
-from geomhooks.unit_vectors import offsets
 
 __all__ = ["BINS", "HIGH", "LOW", "Note", "add_notes", "features", "norm_gaps", "step_angle"]
 
 STATE = ("norm", "ones", "ones_share", "radius")
 STEP = ("step_angle", "radial", "tangential")
-STATE_SUMS = ("squared_norm", "ones", "shifted_squared_norm", "shift_dot")
-STEP_SUMS = (
+SUMS = (
+    "squared_norm",
+    "ones",
     "in_squared_norm",
     "in_ones",
     "update_ones",
@@ -65,29 +66,23 @@ class Note:
         site: where.
         tokens: which entries are real.
         keep: (B, T) bool, tokens that count.
-        sums: (4 or 10, B, T), ``STATE_SUMS`` and, with an input, ``STEP_SUMS``.
-        unit_sum: (4, d), see :class:`~geomhooks.reductions.Reduced`.
-        shift: (d,) the site's fixed shift.
-        extra: (B, T) each: the chord at a last block; gaps at a norm module.
+        sums: (B, T) each, ``SUMS``; those of the step are None where there is no input.
+        extra: (B, T) each, by name: the chord at a last block; gaps at a norm module.
     """
 
     state: Mapping[str, Any]
     site: Site
     tokens: Tokens
     keep: Tensor
-    sums: Tensor
-    unit_sum: Tensor
-    shift: Tensor
-    extra: list[Tensor]
+    sums: list[Tensor | None]
+    extra: dict[str, Tensor]
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], reading: Reading, extra: list[Tensor]) -> Note:
+    def of(cls, state: Mapping[str, Any], reading: Reading, extra: dict[str, Tensor]) -> Note:
         """Put down a reading, without its hidden states."""
-        r, site = reading.reductions, reading.site
-        assert r.unit_sum is not None
-        names = STATE_SUMS + (STEP_SUMS if site.has_input else ())
-        sums = torch.stack([getattr(r, name) for name in names])
-        return cls(state, site, reading.tokens, r.keep, sums, r.unit_sum, reading.shift, extra)
+        r = reading.reductions
+        sums = [getattr(r, name) for name in SUMS]
+        return cls(state, reading.site, reading.tokens, r.keep, sums, extra)
 
 
 def add_notes(notes: Iterable[Note]) -> None:
@@ -98,7 +93,7 @@ def add_notes(notes: Iterable[Note]) -> None:
         site = note.site
         # A module that runs again in one forward adds to the same state, so in a turn of its own.
         runs[site.name] += 1
-        key = (features(site), site.stack, id(note.tokens), note.sums.device, runs[site.name])
+        key = (site.stack, site.width, id(note.tokens), runs[site.name])
         groups.setdefault(key, []).append(note)
     paths: dict[str, Tensor] = {}
     for group in groups.values():
@@ -106,107 +101,78 @@ def add_notes(notes: Iterable[Note]) -> None:
 
 
 def add_group(group: list[Note], paths: dict[str, Tensor]) -> None:
-    """Add sites with the same features and tokens; ``paths`` goes from blocks to later blocks."""
-    site, tokens, wide = group[0].site, group[0].tokens, group[0].shift.dtype
-    width = site.width
+    """Add sites of one stack and its tokens; ``paths`` goes from blocks to later blocks."""
+    width, tokens = group[0].site.width, group[0].tokens
     keep = torch.stack([note.keep for note in group])
-    sums = torch.stack([note.sums for note in group], 1).to(wide)
-    square, ones, around, along = sums[: len(STATE_SUMS)]
-    norm, radius = square.sqrt(), centred_square(square, ones, width).sqrt()
-    share = (ones.square() / (width * square)).nan_to_num(0.0)
-    values = [norm, ones / width**0.5, share, radius]
-    if site.has_input:
-        moved = step(width, *sums[len(STATE_SUMS) :])
-        values += moved
-        if has_path(site):
-            values += follow_path(group, moved.angle, paths)
-    if site.norm_eps is not None:
-        values += [torch.stack(gap) for gap in zip(*(note.extra for note in group), strict=True)]
-    found = torch.stack(values, -1)
-    where = keep[..., None] & torch.isfinite(found)
-    Moments.add_each([note.state["moments"] for note in group], found, tokens.at, where)
-    first = tokens.positions == 0
-    add_directions(group, keep, norm, radius, ones, around, along, first)
-    add_counts(group, keep, radius, first)
+    wide = wide_of(keep)
+    none = torch.zeros(tokens.real.shape, dtype=wide, device=keep.device)
+    found = [none if one is None else one.to(wide) for note in group for one in note.sums]
+    sums = torch.stack(found).view(len(group), len(SUMS), *none.shape).unbind(1)
+    square, ones = sums[:2]
+    radius = centred_square(square, ones, width).sqrt()
+    columns = {
+        "norm": square.sqrt(),
+        "ones": ones / width**0.5,
+        "ones_share": (ones.square() / (width * square)).nan_to_num(0.0),
+        "radius": radius,
+    }
+    if any(note.site.has_input for note in group):
+        moved = step(width, *sums[2:])
+        columns |= {"step_angle": moved.angle, "radial": moved.radial}
+        columns["tangential"] = moved.tangential
+        columns["path_length"] = follow_path(group, moved.angle, paths)
+    by_features: dict[tuple[str, ...], list[int]] = {}
+    for index, note in enumerate(group):
+        by_features.setdefault(features(note.site), []).append(index)
+    for names, indices in by_features.items():
+        values = torch.stack([column(name, columns, group, indices) for name in names])
+        some = [group[index].state["moments"] for index in indices]
+        Moments.add_each(some, values, tokens.at, keep[chosen(indices)])
+    add_counts(group, keep, radius)
 
 
-def follow_path(group: list[Note], angle: Tensor, paths: dict[str, Tensor]) -> list[Tensor]:
-    """Path length up to each block (L, B, T); at the last also the chord, and their ratio."""
-    site = group[0].site
-    if site.first:
-        before = torch.zeros_like(angle[0])
-    elif site.stack in paths:
-        before = paths[site.stack].to(angle.device)  # blocks may be on several devices
-    else:  # the first block was skipped in this forward
-        before = torch.full_like(angle[0], float("nan"))
-    path = before + angle.cumsum(0)
-    paths[site.stack] = path[-1]
-    if not site.last:
-        return [path]
-    chord = torch.stack([note.extra[0] for note in group])
-    return [path, chord, path / chord]
+def column(
+    name: str, columns: Mapping[str, Tensor], group: list[Note], indices: list[int]
+) -> Tensor:
+    """One feature at some of the sites, (L', B, T)."""
+    if name == "tortuosity":
+        return torch.stack([columns["path_length"][i] / group[i].extra["chord"] for i in indices])
+    if name in columns:
+        return columns[name][chosen(indices)]
+    return torch.stack([group[i].extra[name] for i in indices])
 
 
-def add_directions(
-    group: list[Note],
-    keep: Tensor,
-    norm: Tensor,
-    radius: Tensor,
-    ones: Tensor,
-    around: Tensor,
-    along: Tensor,
-    first: Tensor,
-) -> None:
-    """Add the unit vectors of the states, centred and as they are.
-
-    Args:
-        group: L notes.
-        keep: (L, B, T) tokens that count.
-        norm: (L, B, T) |h|.
-        radius: (L, B, T) |h - m 1|.
-        ones: (L, B, T) sum of the entries of h.
-        around: (L, B, T) |x|^2, x = h - shift.
-        along: (L, B, T) <x, shift>.
-        first: (B, T) tokens at position 0.
-    """
-    width = group[0].site.width
-    shift = torch.stack([note.shift for note in group])
-    unit_sum = torch.stack([note.unit_sum for note in group]).to(shift.dtype)
-    # Centred: less the parts along the ones direction, of x as of the shift.
-    total = shift.sum(1)[:, None, None]
-    x_ones = ones - total
-    centred = shift - shift.mean(1, keepdim=True)
-    for name, row, length, square, dot, vector in (
-        (
-            "centred",
-            0,
-            radius,
-            around - x_ones.square() / width,
-            along - x_ones * total / width,
-            centred,
-        ),
-        ("raw", 1, norm, around, along, shift),
-    ):
-        shift_length = torch.linalg.vector_norm(vector, dim=1)
-        each = offsets(length, square, dot, shift_length[:, None, None])
-        directed = keep & (length > 0)
-        groups = torch.stack([directed & ~first, directed & first], 1)
-        multiple = torch.where(groups, each.along[:, None], 0.0).sum((2, 3))
-        spread = torch.where(groups, each.square[:, None], 0.0).sum((2, 3))
-        sums = unit_sum[:, row::2]
-        if name == "centred":
-            sums = sums - sums.mean(2, keepdim=True)
-        offset = sums + multiple[..., None] * vector[:, None]
-        about = vector / shift_length.clamp(min=torch.finfo(vector.dtype).tiny)[:, None]
-        number = groups.sum((2, 3))
-        for index, note in enumerate(group):
-            note.state[name].add(about[index], number[index], offset[index], spread[index])
+def chosen(indices: list[int]) -> slice | list[int]:
+    """Indices as a slice where they follow each other, which copies nothing."""
+    first, last = indices[0], indices[-1]
+    return slice(first, last + 1) if len(indices) == last - first + 1 else indices
 
 
-def add_counts(group: list[Note], keep: Tensor, radius: Tensor, first: Tensor) -> None:
+def follow_path(group: list[Note], angle: Tensor, paths: dict[str, Tensor]) -> Tensor:
+    """Path length up to each block, (L, B, T); at what is no block it means nothing."""
+    found = []
+    for index, note in enumerate(group):
+        site = note.site
+        if not has_path(site):
+            found.append(angle[index])
+            continue
+        if site.first:
+            before = torch.zeros_like(angle[index])
+        elif site.stack in paths:
+            before = paths[site.stack].to(angle.device)  # blocks may be on several devices
+        else:  # the first block was skipped in this forward
+            before = torch.full_like(angle[index], float("nan"))
+        paths[site.stack] = before + angle[index]
+        found.append(paths[site.stack])
+    return torch.stack(found)
+
+
+def add_counts(group: list[Note], keep: Tensor, radius: Tensor) -> None:
     """Add to the histograms of the radius, and count what was left out as not finite."""
-    bins = ((radius.log() - LOW) * PER_UNIT + 1).clamp(0, BINS - 1).to(torch.int64) + BINS * first
-    bins, counted = bins.flatten(1), keep.flatten(1).to(torch.int64)
+    first = group[0].tokens.first
+    bins = (radius.float().log_() - LOW).mul_(PER_UNIT).add_(1).clamp_(0, BINS - 1)
+    bins, counted = bins.to(torch.int64).add_(BINS * first), keep.flatten(1).to(torch.int64)
+    bins = bins.flatten(1)
     lost = group[0].tokens.real & ~keep
     number = torch.stack([lost & ~first, lost & first], 1).sum((2, 3))
     for index, note in enumerate(group):
@@ -214,12 +180,14 @@ def add_counts(group: list[Note], keep: Tensor, radius: Tensor, first: Tensor) -
         note.state["non_finite"].value.add_(number[index])
 
 
-def step_angle(moved: Reduced, width: int, wide: torch.dtype) -> Tensor:
+def step_angle(moved: Reduced, width: int) -> Tensor:
     """Angle of one move, (B, T)."""
-    return step(width, *(getattr(moved, name).to(wide) for name in STEP_SUMS)).angle
+    names = SUMS[2:]
+    found = [getattr(moved, name) for name in names]
+    return step(width, *(one.to(wide_of(one)) for one in found)).angle
 
 
-def norm_gaps(reading: Reading) -> list[Tensor]:
+def norm_gaps(reading: Reading) -> dict[str, Tensor]:
     """How far a norm's output before gain and bias is from the sphere, and from the plane."""
     site, r, taps = reading.site, reading.reductions, reading.taps
     assert r.in_squared_norm is not None
@@ -236,4 +204,7 @@ def norm_gaps(reading: Reading) -> list[Tensor]:
     before = torch.where(usable, (taps["out"].to(wide) - bias) / gain, expected)
     length = torch.linalg.vector_norm(before, dim=-1) / width**0.5
     gap = (length - (scatter / (scatter + eps)).sqrt()).abs()
-    return [gap, before.sum(-1).abs() / width**0.5] if site.norm_centred else [gap]
+    gaps = {"sphere_gap": gap}
+    if site.norm_centred:
+        gaps["plane_gap"] = before.sum(-1).abs() / width**0.5
+    return gaps

@@ -1,0 +1,48 @@
+"""How the loops are compiled: when they are first asked for, and kept on disk from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import torch
+
+__all__ = ["compiled", "for_types"]
+
+Function = Callable[..., Any]
+
+# Sums may be taken in any order and products fused; NaN and infinity keep their meaning.
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+NAMES = {torch.float32: "f4", torch.float64: "f8"}
+
+
+def compiled(signature: str | None = None) -> Callable[[Function], Function]:
+    """Compile for these types, at once; without any, when first called from another loop."""
+
+    def compile_it(function: Function) -> Function:
+        def decorate(keep: bool) -> Function:
+            options = {"nogil": True, "fastmath": FAST, "error_model": "numpy", "cache": keep}
+            found: Function = numba.njit(signature, **options)(function)
+            return found
+
+        try:
+            return decorate(keep=True)
+        except RuntimeError:  # no folder that it could be kept in
+            return decorate(keep=False)
+
+    return compile_it
+
+
+def for_types(signature: str) -> Callable[[Function], Callable[[torch.dtype], Function]]:
+    """Compile for each type of hidden state when it is first asked for; {0} stands for it."""
+
+    def compile_it(function: Function) -> Callable[[torch.dtype], Function]:
+        @cache
+        def ask(dtype: torch.dtype) -> Function:
+            return compiled(signature.format(NAMES[dtype]))(function)
+
+        return ask
+
+    return compile_it

@@ -1,0 +1,187 @@
+"""All ways to reduce a hidden state give the plain numbers, whatever mask, layout and pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import geomhooks as gh
+from geomhooks.calls import Call, Statement
+from geomhooks.functional.steps import step
+from geomhooks.reductions import NAMES, Reduced, fused, plain, tiled
+from geomhooks.tokens import Tokens, TokenStream
+
+CAPACITY = 48
+
+
+def resolve(batch: int, length: int, statement: Statement, past: int = 0) -> Tokens:
+    stream = TokenStream("", CAPACITY, 8, 1)
+    stream.allocate(torch.device("cpu"))
+    return stream.resolve(Call(past=past), statement, batch, length)
+
+
+def assert_same(found: Reduced, expected: Reduced, size: float) -> None:
+    """Every field, to a few units in the last place of sums over entries of this size."""
+    for field in dataclasses.fields(Reduced):
+        mine, theirs = getattr(found, field.name), getattr(expected, field.name)
+        assert (mine is None) == (theirs is None), field.name
+        if mine is None or field.name in ("slope", "across_squared_norm"):
+            continue
+        if field.name == "directions":
+            for name, a, b in zip(mine._fields, mine, theirs, strict=True):
+                close(a, b, size, f"directions.{name}")
+        elif mine.dtype == torch.bool:
+            assert torch.equal(mine, theirs), field.name
+        else:
+            kept = expected.keep if mine.shape[:2] == expected.keep.shape else None
+            if kept is not None:  # what is not kept may be anything
+                mask = kept.reshape(kept.shape + (1,) * (mine.ndim - 2))
+                mine, theirs = (torch.where(mask, v, 0.0) for v in (mine, theirs))
+            close(mine, theirs, size, field.name)
+    if expected.slope is not None:
+        mine, theirs = square_of_move(found), square_of_move(expected)
+        lost = size + (expected.slope.square() * expected.in_squared_norm).double()
+        wrong = (mine - theirs).abs() > 1e-5 * lost
+        assert not (wrong & expected.keep).any(), "square of the move"
+
+
+def square_of_move(r: Reduced) -> Tensor:
+    """|u|^2: a slope c may be any, and |u - c y|^2 depends on it."""
+    names = ("across_squared_norm", "slope", "update_dot", "in_squared_norm")
+    across, c, dot, before = (getattr(r, name).double() for name in names)
+    return across + 2 * c * dot - c.square() * before
+
+
+def close(found: Tensor, expected: Tensor, size: float, name: str) -> None:
+    torch.testing.assert_close(
+        found.double(), expected.double(), rtol=1e-4, atol=1e-5 * size, msg=name
+    )
+
+
+def ways(pieces: int) -> dict[str, Callable[..., Reduced]]:
+    """Every way to reduce, made to work in pieces of so many bytes."""
+
+    def in_pieces(module: Any, way: Callable[..., Reduced], names: tuple[str, ...]) -> Any:
+        def run(*arguments: Any) -> Reduced:
+            with ExitStack() as stack:
+                for name in names:
+                    stack.enter_context(mock.patch.object(module, name, pieces))
+                return way(*arguments)
+
+        return run
+
+    return {
+        "tiled": in_pieces(tiled, tiled.reduce_tiled, ("TILE_BYTES",)),
+        "fused": in_pieces(fused, fused.reduce_fused, ("PIECE", "PER_THREAD")),
+    }
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.sampled_from([6, 8, 33]),  # of few entries little is left when they are centred
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    st.sampled_from(["columns", "positions", "contexts", "packed", "packed columns"]),
+    st.sampled_from([4, 64, 1 << 20]),
+    st.integers(0, 2**31),
+    st.booleans(),
+    st.booleans(),
+)
+def test_every_way_gives_the_same(
+    batch: int,
+    length: int,
+    width: int,
+    dtype: torch.dtype,
+    layout: str,
+    pieces: int,
+    seed: int,
+    poisoned: bool,
+    targeted: bool,
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    into = torch.randn((batch, length, width), generator=random)
+    out = into + torch.randn(into.shape, generator=random)
+    mask = torch.rand((batch, length), generator=random) > 0.3
+    if poisoned:
+        out[0, 0, 0] = torch.tensor([float("nan"), float("inf")])[seed % 2]
+    positions = torch.randint(0, CAPACITY, (batch, length), generator=random)
+    contexts = torch.randint(0, 3, (batch, length), generator=random)
+    statement = {
+        "columns": Statement(mask),
+        "positions": Statement(mask, positions),
+        "contexts": Statement(mask, contexts=contexts[:, 0]),
+        "packed": Statement(mask, positions, contexts),
+        "packed columns": Statement(mask, contexts=contexts),
+    }[layout]
+    tokens = resolve(batch, length, statement)
+    shift = torch.randn(width, generator=random).to(dtype).double()
+    arguments = (NAMES, out.to(dtype), into.to(dtype), tokens, shift, None)
+
+    def run(way: Callable[..., Reduced]) -> tuple[Reduced, Tensor]:
+        target = torch.zeros((CAPACITY, width), dtype=torch.float64)
+        return way(*arguments, target if targeted else None), target
+
+    expected, to = run(plain.reduce_plain)
+    assert (expected.position_sum is None) == targeted
+    for name, way in ways(pieces).items():
+        found, target = run(way)
+        assert_same(found, expected, size=width)
+        close(target, to, width, name)
+
+
+@pytest.mark.parametrize("reduce", [plain.reduce_plain, *ways(4).values()])
+def test_what_is_known_of_the_input_is_not_computed_again(reduce: Any) -> None:
+    """The reductions of a block's input are taken from the site that had it as its output."""
+    into, out = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    tokens = resolve(2, 3, Statement())
+    needs, shift = frozenset({"step"}), torch.zeros(4, dtype=torch.float64)
+    known = Reduced(tokens.real, torch.full((2, 3), 7.0), torch.full((2, 3), 5.0))
+    found = reduce(needs, out, into, tokens, shift, known)
+    assert found.in_squared_norm is known.squared_norm
+    assert found.in_ones is known.ones
+
+
+@pytest.mark.parametrize("reduce_move", [plain.reduce_move_plain, fused.reduce_move_fused])
+def test_a_radial_move_has_no_angle(reduce_move: Any) -> None:
+    """Where h = c y the move is along y: nothing of |u|^2 may leak into the tangential part."""
+    y = torch.randn(1, 5, 64)
+    r = reduce_move(1.5 * y, y)
+    sums = (r.in_squared_norm, r.in_ones, r.update_ones, r.update_dot, r.slope)
+    angle = step(64, *(s.double() for s in sums), r.across_squared_norm.double()).angle
+    assert float(angle.max()) < 1e-6
+
+
+def test_a_second_taker_has_the_position_sums_handed_out() -> None:
+    """Two statistics that need one reduction both get it, and neither twice."""
+
+    class PositionSum(gh.Statistic):
+        needs = ("position_sum",)
+
+        def accumulators(self, site: Any) -> dict[str, Any]:
+            return {"sum": gh.Sum((site.positions, site.width))}
+
+        def update(self, state: Any, reading: Any) -> None:
+            total = state["sum"].value[reading.tokens.at]
+            total.add_(reading.reductions.position_sum)
+
+        def compute(self, state: Any) -> dict[str, Any]:
+            return {"sum": state["sum"].value + 10 * state["shift"]}
+
+    model = torch.nn.Sequential(torch.nn.Identity())
+    states = torch.randn(10, 4, 3)
+    statistics = [gh.PosCtx(positions=4), PositionSum()]
+    with gh.watch(model, sites="0", statistics=statistics) as watch:
+        model(states)
+    found = watch.geometry()["0"]
+    torch.testing.assert_close(found.position_sum.sum.float(), states.sum(0))
+    torch.testing.assert_close(found.pos_ctx.position_mean.float(), states.mean(0))
