@@ -135,6 +135,24 @@ def test_a_loop_with_a_cache_is_one_full_forward() -> None:
     same_numbers(step_by_step.geometry(), at_once.geometry())
 
 
+@pytest.mark.parametrize("name", ["past_key_values", "cache", "state_of_my_own"])
+@torch.no_grad()
+def test_a_cache_by_any_name(name: str) -> None:
+    """An argument that transformers has renamed before; a cache is known by what it can do."""
+    from transformers import DynamicCache
+
+    class Renamed(Stack):
+        def forward(self, inputs_embeds: Tensor, **cache: Any) -> Tensor:
+            return super().forward(inputs_embeds, past_key_values=cache[name])
+
+    model, states = Renamed(4), torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    with watch(model) as w:
+        cache = DynamicCache()
+        for first, last in ((0, 3), (3, 4), (4, 5)):
+            model(states[:, first:last], **{name: cache})
+    assert seen(w, "blocks.0") == ([2] * 5, [5, 5])
+
+
 @torch.no_grad()
 def test_encoder_and_decoder_have_their_own_tokens() -> None:
     from transformers import T5Config, T5Model

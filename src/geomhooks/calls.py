@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
 TEXT = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
 FEATURES = ("pixel_values", "pixel_values_videos", "input_features", "input_values", "images")
 OPENING = TEXT + FEATURES
+CACHES = ("past_key_values", "cache")  # the second since transformers 5.24
 
 # How models without position_ids number their tokens, by Hugging Face model type. All others count
 # columns, after what is in the cache.
@@ -160,7 +162,7 @@ def read_call(
             )
     call.mask = _two_dimensional(arguments.get(prefix + "attention_mask"))
     call.positions = _two_dimensional(arguments.get(prefix + "position_ids"))
-    call.past = past_length(arguments.get("past_key_values"))
+    call.past = past_length(find_cache(arguments))
     square = arguments.get(prefix + "attention_mask")
     if call.text and isinstance(square, Tensor) and square.ndim in (3, 4):
         call.square_mask = square if square.ndim == 4 else square[:, None]
@@ -170,6 +172,13 @@ def read_call(
     elif kind in COUNT_IDS and call.ids is not None:
         call.rule, call.pad = "ids", getattr(config, "pad_token_id", None)
     return call
+
+
+def find_cache(arguments: Mapping[str, Any]) -> Any:
+    """The cache of keys and values that a call goes on with, by name or by what it can do."""
+    named = (arguments[name] for name in CACHES if arguments.get(name) is not None)
+    able = (value for value in arguments.values() if hasattr(value, "get_seq_length"))
+    return next(chain(named, able), None)
 
 
 def past_length(cache: Any) -> int | Tensor:

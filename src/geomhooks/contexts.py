@@ -245,19 +245,22 @@ class Contexts(Accumulator):
         found: tuple[Contexts, Fold] = self._memo["closed"]
         return found
 
-    def fit_design(self, length: int) -> tuple[Design, list[list[int]]]:
+    def fit_design(self, length: int) -> tuple[Design | None, list[list[int]]]:
         """The design of the fit over the positions that occur below ``length``, and its groups.
 
-        All contexts have to be closed. The groups are the positions' connected components; the
-        design can be used if there is one.
+        All contexts have to be closed. The groups are the positions' connected components; there
+        is a design if there is one of them, else its matrix is singular.
         """
         if "design" not in self._memo:
             count = self["position_count"][:length]
             seen = count > 0
             gram = self["design"].cumsum(0).cumsum(1)[:length, :length][seen][:, seen]
             groups = connected_positions(gram)
-            self._memo["design"] = Design.of(count[seen], gram, int(self["closed"])), groups
-        found: tuple[Design, list[list[int]]] = self._memo["design"]
+            design = None
+            if len(groups) == 1:
+                design = Design.of(count[seen], gram, int(self["closed"]))
+            self._memo["design"] = design, groups
+        found: tuple[Design | None, list[list[int]]] = self._memo["design"]
         return found
 
     def merge(self, other: Contexts, plan: Any = None) -> MergePlan:

@@ -104,6 +104,19 @@ def test_groups_of_positions_that_nothing_connects_are_named() -> None:
     torch.testing.assert_close(found.position_mean, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_positions_that_are_each_alone_are_not_identified() -> None:
+    """Contexts of one token each: the matrix of the fit is singular to the last bit."""
+    model, states = Stack(4, depth=1), randn(3, 9, 4)
+    with gh.watch(model, sites="blocks", statistics=[gh.PosCtx(positions=9)]) as watch:
+        model(states[:, :4])
+        for t in range(4, 9):
+            model(states[:, t : t + 1], position_ids=torch.full((3, 1), t))
+    found = watch.geometry()["blocks.0@in"].pos_ctx
+    assert found.position_count.tolist() == [3] * 9
+    with pytest.raises(gh.errors.UnidentifiedError, match=r"0\.\.3.*4"):
+        found["pos"]
+
+
 def test_one_context_decides_nothing_about_components() -> None:
     found = measure(randn(1, 6, 4), positions=6)
     assert torch.isnan(found.components.resid)

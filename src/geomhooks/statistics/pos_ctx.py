@@ -225,7 +225,7 @@ class PosCtx(Statistic):
         length = len(count)
         seen = count > 0
         design, groups = contexts.fit_design(length)
-        if len(groups) > 1:
+        if design is None:
             return unidentified(groups, seen.nonzero()[:, 0])
         design = design.repeated(times)
         number = contexts["closed"].to(torch.float64)
