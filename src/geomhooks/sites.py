@@ -32,6 +32,9 @@ __all__ = [
 Selector = str | Iterable[str] | Callable[[str, nn.Module], bool]
 ALIASES = ("blocks", "attention", "mlp", "norms", "embeddings")
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# The module that a component of TransformerLens's bridge stands for. The component is the one that
+# is called, and its output is what goes on, with what the user's hooks have made of it.
+STOOD_FOR = "_original_component"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def canonical_name(name: str) -> str:
         >>> canonical_name("_orig_mod.module.encoder.layer.0")
         'encoder.layer.0'
     """
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    return ".".join(part for part in name.split(".") if part not in (*WRAPPERS, STOOD_FOR))
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -77,6 +80,8 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     taken: dict[str, str] = {}
     for name, module in model.named_modules():
+        if name.rpartition(".")[2] == STOOD_FOR:
+            continue
         canonical = canonical_name(name)
         if (
             canonical in found
@@ -176,7 +181,7 @@ def _is_norm(name: str, module: nn.Module) -> bool:
 def _is_embedding(name: str, module: nn.Module) -> bool:
     kind, last = type(module).__name__.lower(), name.rpartition(".")[2].lower()
     return "embed" in kind and not re.search(
-        r"pos|rotary|wpe|type|patch_embeddings|bias", f"{last} {kind}"
+        r"pos|rotary|wpe|type|patch_embeddings|bias|unembed", f"{last} {kind}"
     )
 
 

@@ -1,0 +1,106 @@
+"""Hugging Face pipelines, run as they are inside a watch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
+
+from tests.loops.models import STACKS, causal_lm, sentences, word_tokenizer
+from tests.loops.recording import (
+    check,
+    dense,
+    generation,
+    record,
+    seeded,
+    submodules,
+    watched,
+)
+from tests.models import MINILM, package_folder, texts
+
+ENCODERS = {
+    "feature-extraction": (AutoModel, ""),
+    "text-classification": (AutoModelForSequenceClassification, "bert"),
+    "fill-mask": (AutoModelForMaskedLM, "bert"),
+}
+
+
+@pytest.mark.parametrize("task", ENCODERS)
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_encoders(task: str, batch_size: int) -> None:
+    """Texts of different length, padded to the longest of each batch."""
+    folder = package_folder(*MINILM) / "model"
+    kind, inner = ENCODERS[task]
+    seeded()
+    model, tokenizer = kind.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    run = pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
+    pages = [page[:120] for page in texts(10, 120)]
+    if task == "fill-mask":
+        pages = [f"{page} [MASK]." for page in pages]
+    bare = run(pages, batch_size=batch_size)
+    bert = model.get_submodule(inner) if inner else model
+    stack = f"{inner}.encoder.layer".lstrip(".")
+    with record(bert, submodules(model, stack)) as forwards, watched(model) as watch:
+        assert run(pages, batch_size=batch_size) == bare
+    expected = dense(forwards)
+    alone = [len(tokenizer(page)["input_ids"]) for page in pages]
+    assert len(expected[0].states) == sum(alone)  # no padding was counted, and no text twice
+    check(watch.geometry(), stack, expected)
+
+
+@pytest.mark.parametrize("family", STACKS)
+@pytest.mark.parametrize(
+    ("batch_size", "options"),
+    [
+        (1, {}),
+        (4, {}),
+        (4, {"do_sample": True, "num_return_sequences": 2}),
+        (3, {"cache_implementation": "static"}),
+    ],
+    ids=["alone", "batched", "sampled", "static"],
+)
+def test_generation(family: str, batch_size: int, options: dict[str, Any]) -> None:
+    """Prompts padded on the left; what is generated goes on where they end."""
+    model, tokenizer, stack = causal_lm(family), word_tokenizer("left"), STACKS[family]
+    run = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
+    prompts = sentences(7, longest=6)
+    short = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "suppress_tokens": [0]}
+    options = short | options
+    caller = model.get_submodule(stack.rpartition(".")[0])
+
+    def generate() -> Any:
+        seeded()
+        return run(prompts, batch_size=batch_size, **options)
+
+    bare = generate()
+    with record(caller, submodules(model, stack)) as forwards, watched(model) as watch:
+        assert generate() == bare
+    expected = dense(forwards, generation)
+    rows = len(prompts) * options.get("num_return_sequences", 1)
+    assert len(set(expected[0].contexts.tolist())) == rows
+    lengths = [len(tokenizer(text)["input_ids"]) for text in prompts]
+    read = options.get("num_return_sequences", 1) * (sum(lengths) + 4 * len(prompts))
+    assert len(expected[0].states) == read  # the last token is never read
+    check(watch.geometry(), stack, expected)
+
+
+def test_a_generator_of_texts() -> None:
+    """A pipeline over a stream of texts runs while its results are taken."""
+    model, tokenizer = causal_lm(), word_tokenizer()
+    run = pipeline("feature-extraction", model=model.transformer, tokenizer=tokenizer, device="cpu")
+    lines = sentences(6)
+    with (
+        record(model.transformer, submodules(model.transformer, "h")) as forwards,
+        watched(model.transformer) as watch,
+    ):
+        found = [torch.tensor(out).shape[1] for out in run((line for line in lines), batch_size=1)]
+    assert found == [len(line.split()) for line in lines]
+    check(watch.geometry(), "h", dense(forwards))
