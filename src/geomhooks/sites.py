@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +79,7 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules by canonical name; of a wrapper and what it wraps, what is wrapped."""
     found: dict[str, nn.Module] = {}
     taken: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] == STOOD_FOR:
-            continue
+    for name, module in _walk(model, "", set()):
         canonical = canonical_name(name)
         if (
             canonical in found
@@ -92,6 +90,22 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
         found[canonical] = module
         taken[canonical] = name
     return found
+
+
+def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Modules in the order of registration, each once, but for those that a component stands for.
+
+    What these hold comes last: the bridge has given most of it a name of its own.
+    """
+    if module in seen:
+        return
+    seen.add(module)
+    if name.rpartition(".")[2] != STOOD_FOR:
+        yield name, module
+    for child in sorted(module._modules, key=lambda child: child == STOOD_FOR):
+        held = module._modules[child]
+        if held is not None:
+            yield from _walk(held, f"{name}.{child}" if name else child, seen)
 
 
 def _wraps_directly(outer: str, inner: str) -> bool:
