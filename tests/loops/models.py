@@ -62,7 +62,9 @@ def causal_lm(family: str = "gpt2") -> Any:
         **sizes[family],
     )
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.suppress_tokens = [0]  # padding is never generated within a text
+    return model
 
 
 STACKS = {"gpt2": "transformer.h", "llama": "model.layers"}

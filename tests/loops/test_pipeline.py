@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -72,7 +73,7 @@ def test_generation(family: str, batch_size: int, options: dict[str, Any]) -> No
     model, tokenizer, stack = causal_lm(family), word_tokenizer("left"), STACKS[family]
     run = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
     prompts = sentences(7, longest=6)
-    short = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "suppress_tokens": [0]}
+    short = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
     options = short | options
     caller = model.get_submodule(stack.rpartition(".")[0])
 
@@ -89,6 +90,32 @@ def test_generation(family: str, batch_size: int, options: dict[str, Any]) -> No
     lengths = [len(tokenizer(text)["input_ids"]) for text in prompts]
     read = options.get("num_return_sequences", 1) * (sum(lengths) + 4 * len(prompts))
     assert len(expected[0].states) == read  # the last token is never read
+    check(watch.geometry(), stack, expected)
+
+
+@pytest.mark.parametrize("family", STACKS)
+def test_rows_that_end_at_different_steps(family: str) -> None:
+    """generate() goes on with padding in the rows that have ended, and its mask calls it real."""
+    model, tokenizer, stack = causal_lm(family), word_tokenizer("left"), STACKS[family]
+    run = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
+    caller = model.get_submodule(stack.rpartition(".")[0])
+    options = {"max_new_tokens": 12, "do_sample": True,
+               "eos_token_id": list(range(2, 20))}  # fmt: skip
+
+    def generate() -> Any:
+        seeded()
+        return run(sentences(6, longest=6), batch_size=6, **options)
+
+    bare = generate()
+    with (
+        record(caller, submodules(model, stack)) as forwards,
+        watched(model, exclude_token_ids=[tokenizer.pad_token_id]) as watch,
+    ):
+        assert generate() == bare
+    expected = dense(forwards, generation)
+    _, lengths = np.unique(expected[0].contexts, return_counts=True)
+    assert len(set(lengths.tolist())) > 2
+    assert (np.asarray(forwards[-1].given("input_ids")) == 0).any()
     check(watch.geometry(), stack, expected)
 
 
