@@ -140,10 +140,20 @@ class Call:
 def read_call(
     arguments: Mapping[str, Any], config: Any = None, *, nested: bool = False
 ) -> Call | None:
-    """Read the tokens of a call off its arguments by name, or None where it opens no stream."""
+    """Read the tokens of a call off its arguments by name, or None where it opens no stream.
+
+    Raises:
+        TokensError: the call is of a kind that does not say whose its tokens are.
+    """
     given = {name: value for name in OPENING if (value := arguments.get(name)) is not None}
     if not given:
         return None
+    if arguments.get("read_index") is not None:
+        raise TokensError(
+            "transformers' continuous batching (generate_batch) was found: it lays the tokens of "
+            "several generations side by side in one row and does not say whose they are. Use "
+            "generate(), or leave these forwards out: with watch.pause()."
+        )
     mask = arguments.get("attention_mask")
     if nested and list(given) == ["inputs_embeds"] and isinstance(mask, Tensor) and mask.ndim > 2:
         return None  # an inner stack that takes its hidden states by this name, and a finished mask

@@ -12,9 +12,12 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    ContinuousBatchingConfig,
+    GenerationConfig,
     pipeline,
 )
 
+import geomhooks as gh
 from tests.loops.models import STACKS, causal_lm, sentences, word_tokenizer
 from tests.loops.recording import (
     check,
@@ -117,6 +120,28 @@ def test_rows_that_end_at_different_steps(family: str) -> None:
     assert len(set(lengths.tolist())) > 2
     assert (np.asarray(forwards[-1].given("input_ids")) == 0).any()
     check(watch.geometry(), stack, expected)
+
+
+@pytest.mark.filterwarnings("ignore:no hook of this watch fired")
+def test_continuous_batching_is_refused() -> None:
+    """generate_batch packs a step of every request into one row; transformers reports the error."""
+    model = causal_lm("llama")
+    ids = [word_tokenizer()(line)["input_ids"] for line in sentences(3)]
+    options = {
+        "generation_config": GenerationConfig(
+            max_new_tokens=2, do_sample=False, eos_token_id=2, pad_token_id=0
+        ),
+        "continuous_batching_config": ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64),
+    }
+    with gh.watch(model) as watch:
+        answers = model.generate_batch(inputs=ids, **options)
+    assert len(answers) == 3
+    for answer in answers.values():
+        assert "generate_batch" in answer.error
+        assert "watch.pause()" in answer.error
+    with gh.watch(model) as watch, watch.pause():
+        answers = model.generate_batch(inputs=ids, **options)
+    assert [len(answer.generated_tokens) for answer in answers.values()] == [2] * 3
 
 
 def test_a_generator_of_texts() -> None:
