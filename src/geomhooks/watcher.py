@@ -242,7 +242,8 @@ class Watch:
         """Push a frame for every call of an opener; it may be its parent's."""
         if opener.is_root:
             self._frames.clear()
-        call = read_call(arguments, opener.config, nested=bool(self._frames))
+        parent = self._frames[-1].call if self._frames else None
+        call = read_call(arguments, opener.config, parent)
         own = isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder))
         if call is None and self._frames and not own:
             self._frames.append(self._frames[-1])

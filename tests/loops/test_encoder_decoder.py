@@ -101,10 +101,8 @@ def test_whisper() -> None:
     check(geometry, "model.decoder.layers", dense(written, lambda f: generation(f, padding=None)))
 
 
-@pytest.mark.parametrize("together", [True, False])
-@torch.no_grad()
-def test_text_beside_images(together: bool) -> None:
-    """CLIP's text has a mask and its images have none, in one call or in two."""
+def clip() -> Any:
+    """A CLIP of two blocks of text and two of images."""
     small = {
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
@@ -117,7 +115,14 @@ def test_text_beside_images(together: bool) -> None:
     }  # fmt: skip
     vision = small | {"hidden_size": 24, "image_size": 16, "patch_size": 4}
     torch.manual_seed(0)
-    model: Any = CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).eval()
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).eval()
+
+
+@pytest.mark.parametrize("together", [True, False])
+@torch.no_grad()
+def test_text_beside_images(together: bool) -> None:
+    """CLIP's text has a mask and its images have none, in one call or in two."""
+    model = clip()
     images = torch.randn(5, 3, 16, 16)
 
     def run() -> list[Tensor]:
@@ -138,3 +143,40 @@ def test_text_beside_images(together: bool) -> None:
     geometry = watch.geometry()
     check(geometry, "text_model.encoder.layers", dense(words, one_pass))
     check(geometry, "vision_model.encoder.layers", dense(patches, one_pass))
+
+
+@torch.no_grad()
+def test_ids_are_left_out_of_text_and_images_have_none() -> None:
+    """The stack inside of CLIP's text model is given embeddings alone."""
+    model, excluded = clip(), [int(IDS[0, 0]), int(IDS[2, 3])]
+    texts, pictures = model.text_model, model.vision_model
+    with (
+        record(texts, submodules(texts, "encoder.layers")) as words,
+        record(pictures, submodules(pictures, "encoder.layers")) as patches,
+        watched(model, exclude_token_ids=excluded) as watch,
+    ):
+        model(input_ids=IDS, pixel_values=torch.randn(5, 3, 16, 16))
+    words[0].arguments["attention_mask"] = ~torch.isin(IDS, torch.tensor(excluded))
+    geometry = watch.geometry()
+    assert 0 < geometry.tokens["text_model.encoder"]["masked"] < 10
+    check(geometry, "text_model.encoder.layers", dense(words))
+    check(geometry, "vision_model.encoder.layers", dense(patches))
+
+
+@pytest.mark.parametrize("family", TEXT)
+@torch.no_grad()
+def test_a_decoder_of_embeddings_does_not_take_the_encoders_tokens(family: str) -> None:
+    """Of as many columns as the encoder's, and nothing said of them."""
+    config = AutoConfig.for_model(family, vocab_size=len(VOCABULARY), **SPECIAL, **TEXT[family])
+    torch.manual_seed(0)
+    model: Any = AutoModelForSeq2SeqLM.from_config(config).eval()
+    root, blocks = ("", "block") if family == "t5" else ("model.", "layers")
+    decoder = model.get_submodule(f"{root}decoder")
+    with (
+        record(decoder, submodules(decoder, blocks)) as written,
+        watched(model) as watch,
+    ):
+        model(input_ids=IDS, attention_mask=MASK, decoder_inputs_embeds=torch.randn(5, 9, 16))
+    expected = dense(written)
+    assert len(expected[0].states) == IDS.numel()
+    check(watch.geometry(), f"{root}decoder.{blocks}", expected)
