@@ -101,7 +101,7 @@ def test_steps_along_the_path_of_a_stack_whose_first_block_is_skipped() -> None:
     with torch.no_grad(), gh.watch(model, statistics=[gh.Sphere()]) as watch:
         model(torch.randn(2, 3, 8))
         model(torch.randn(2, 3, 8), skip=True)
-    with pytest.warns(UserWarning, match="different numbers of forwards"):
+    with pytest.warns(UserWarning, match="other numbers of forwards"):
         sphere = watch.geometry()["blocks.2"].sphere
     assert int(sphere.step_angle.count) == 12
     assert int(sphere.path_length.count) == int(sphere.chord.count) == 6

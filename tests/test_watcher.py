@@ -220,6 +220,43 @@ def test_a_module_that_runs_twice_counts_both() -> None:
     assert float(found.mean) == pytest.approx(float(both.mean()), rel=1e-6)
 
 
+def test_a_model_that_is_kept_out_of_the_module_tree() -> None:
+    """As TransformerLens's bridge has its blocks in a model of its own, which it runs."""
+
+    class Bridge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            model = tiny_gpt2()
+            self.blocks = model.h
+            self.__dict__["model"] = model
+
+        def forward(self, tokens: Tensor, real: Tensor) -> Any:
+            return self.model(tokens, attention_mask=real)
+
+    bridge, mask = Bridge(), torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    with torch.no_grad(), gh.watch(bridge, sites="blocks") as watch:
+        bridge(TEXT["input_ids"], mask)
+        bridge.forward(TEXT["input_ids"], mask)  # past the hooks of the bridge itself
+    found = watch.geometry()
+    assert found.sites == ["blocks.0@in", "blocks.0", "blocks.1", "blocks.2"]
+    assert found.tokens[""]["masked"] == 2 * 4
+    for site in found.sites:
+        assert found[site].pos_ctx.context_length.tolist() == [4, 2, 4, 2]
+
+
+def test_forward_called_past_the_hooks_is_told_of() -> None:
+    model, states = Stack(4), randn(3, 5, 4)
+    with torch.no_grad(), gh.watch(model, sites="blocks.1", statistics=[gh.PosCtx()]) as watch:
+        model.forward(states)
+    with pytest.warns(UserWarning, match=r"past the model's own hooks.*model\(\.\.\.\)"):
+        watch.geometry()
+    watch.reset()
+    with torch.no_grad(), watch, watch.tokens(contexts=torch.arange(3)):
+        model.forward(states)
+        model(states)
+    assert int(watch.geometry()["blocks.1"].pos_ctx.contexts) == 3
+
+
 def test_a_hook_that_never_fired() -> None:
     class Forgets(Stack):
         def forward(self, inputs_embeds: Tensor) -> Tensor:

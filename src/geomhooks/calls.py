@@ -121,9 +121,11 @@ class Call:
         square_mask: (B, heads, T or 1, keys) mask over queries and keys.
         positions: 2-D position ids.
         past: how many positions are in the cache already; an int, or a tensor for a static cache.
-        text: the mask of anything but text (pixels, audio) is at another resolution.
+        text: anything else (pixels, audio) has no ids, and its mask is at another resolution.
         rule: how the model numbers positions where nobody states them: "column", "mask", "ids".
         pad: id of the padding token, for the rule "ids".
+        one_stack: the model is known to be no encoder-decoder, so that calls inside of this one
+            that show as many embeddings show the same tokens.
     """
 
     ids: Tensor | None = None
@@ -135,19 +137,40 @@ class Call:
     text: bool = True
     rule: str = "column"
     pad: int | None = None
+    one_stack: bool = False
 
 
 def read_call(
-    arguments: Mapping[str, Any], config: Any = None, *, nested: bool = False
+    arguments: Mapping[str, Any], config: Any = None, parent: Call | None = None
 ) -> Call | None:
-    """Read the tokens of a call off its arguments by name, or None where it opens no stream."""
+    """Read the tokens of a call off its arguments by name, or None where it opens no stream.
+
+    An inner stack that takes its hidden states by the name ``inputs_embeds`` opens none: the call
+    around it says what they are.
+
+    Args:
+        arguments: by name.
+        config: of the module that is called.
+        parent: the call around it.
+
+    Raises:
+        TokensError: the call is of a kind that does not say whose its tokens are.
+    """
     given = {name: value for name in OPENING if (value := arguments.get(name)) is not None}
     if not given:
         return None
+    if arguments.get("read_index") is not None:
+        raise TokensError(
+            "transformers' continuous batching (generate_batch) was found: it lays the tokens of "
+            "several generations side by side in one row and does not say whose they are. Use "
+            "generate(), or leave these forwards out: with watch.pause()."
+        )
     mask = arguments.get("attention_mask")
-    if nested and list(given) == ["inputs_embeds"] and isinstance(mask, Tensor) and mask.ndim > 2:
-        return None  # an inner stack that takes its hidden states by this name, and a finished mask
-    call = Call(text=any(name in given for name in TEXT))
+    inner = parent is not None and list(given) == ["inputs_embeds"]
+    if inner and isinstance(mask, Tensor) and mask.ndim > 2:
+        return None  # a finished mask
+    one_stack = config is not None and not getattr(config, "is_encoder_decoder", False)
+    call = Call(text=any(name in given for name in TEXT), one_stack=one_stack)
     prefix = ""
     if call.text:
         if "input_ids" not in given and "inputs_embeds" not in given:
@@ -162,6 +185,12 @@ def read_call(
             )
     call.mask = _two_dimensional(arguments.get(prefix + "attention_mask"))
     call.positions = _two_dimensional(arguments.get(prefix + "position_ids"))
+    if inner and parent is not None and parent.one_stack and parent.grid == call.grid:
+        if call.mask is None and call.positions is None:
+            return None
+        call.ids = parent.ids  # as in models that put images among the embeddings of a text
+    if inner and parent is not None:
+        call.text = parent.text
     call.past = past_length(find_cache(arguments))
     square = arguments.get(prefix + "attention_mask")
     if call.text and isinstance(square, Tensor) and square.ndim in (3, 4):

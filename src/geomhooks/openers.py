@@ -1,15 +1,16 @@
-"""Which calls may open a token stream, and what a Hugging Face config says of its size."""
+"""Which calls may open a token stream, and what a model's config says of its size."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from geomhooks.calls import OPENING
+from geomhooks.sites import named_modules
 
 __all__ = [
     "Opener",
@@ -71,7 +72,8 @@ def find_openers(
 ) -> list[Opener]:
     """The root, every module around a site that names ids or pixels, and all wrappers around those.
 
-    What lies between such a module and the site (blocks, attention) opens nothing.
+    What lies between such a module and the site (blocks, attention) opens nothing. A model that the
+    root runs but keeps out of its module tree counts as around the sites that it holds.
     """
     chosen: dict[str, None] = {"": None}
     for site in sites:
@@ -80,7 +82,7 @@ def find_openers(
         for name in outer[min(naming, default=0) :]:
             if not isinstance(modules[name], nn.ModuleList):
                 chosen[name] = None
-    return [
+    openers = [
         Opener(
             n,
             modules.get(n, root),
@@ -90,14 +92,36 @@ def find_openers(
         )
         for n in chosen
     ]
+    return openers + _hidden_openers(root, [modules[name] for name in sites if name in modules])
+
+
+def _hidden_openers(root: nn.Module, sites: Sequence[nn.Module]) -> list[Opener]:
+    """The openers in models that the root holds as plain attributes.
+
+    TransformerLens's bridge runs the model that it was made from, which has the bridge's blocks in
+    the place of its own. Only that model is called in all cases, and is told ids and mask.
+    """
+    found: list[Opener] = []
+    for attribute, hidden in vars(root).items():
+        if not isinstance(hidden, nn.Module):
+            continue
+        inner = named_modules(hidden)
+        held = [n for n, module in inner.items() if any(module is site for site in sites)]
+        if held:
+            found += [
+                replace(opener, name=f"{attribute}.{opener.name}".rstrip("."), is_root=False)
+                for opener in find_openers(hidden, inner, held)
+            ]
+    return found
 
 
 def config_of(name: str, modules: Mapping[str, nn.Module]) -> Any:
-    """The Hugging Face config of the nearest module that has one."""
+    """The config of the nearest module that has one: Hugging Face's, or TransformerLens's."""
     for outer in (name, *enclosing(name), ""):
-        config = getattr(modules.get(outer), "config", None)
-        if config is not None and hasattr(config, "model_type"):
-            return config
+        for attribute, mark in (("config", "model_type"), ("cfg", "n_ctx")):
+            config = getattr(modules.get(outer), attribute, None)
+            if config is not None and hasattr(config, mark):
+                return config
     return None
 
 

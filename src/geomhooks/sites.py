@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,9 @@ __all__ = [
 Selector = str | Iterable[str] | Callable[[str, nn.Module], bool]
 ALIASES = ("blocks", "attention", "mlp", "norms", "embeddings")
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# The module that a component of TransformerLens's bridge stands for. The component is the one that
+# is called, and its output is what goes on, with what the user's hooks have made of it.
+STOOD_FOR = "_original_component"
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,14 @@ def canonical_name(name: str) -> str:
         >>> canonical_name("_orig_mod.module.encoder.layer.0")
         'encoder.layer.0'
     """
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    return ".".join(part for part in name.split(".") if part not in (*WRAPPERS, STOOD_FOR))
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules by canonical name; of a wrapper and what it wraps, what is wrapped."""
     found: dict[str, nn.Module] = {}
     taken: dict[str, str] = {}
-    for name, module in model.named_modules():
+    for name, module in _walk(model, "", set()):
         canonical = canonical_name(name)
         if (
             canonical in found
@@ -87,6 +90,22 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
         found[canonical] = module
         taken[canonical] = name
     return found
+
+
+def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Modules in the order of registration, each once, but for those that a component stands for.
+
+    What these hold comes last: the bridge has given most of it a name of its own.
+    """
+    if module in seen:
+        return
+    seen.add(module)
+    if name.rpartition(".")[2] != STOOD_FOR:
+        yield name, module
+    for child in sorted(module._modules, key=lambda child: child == STOOD_FOR):
+        held = module._modules[child]
+        if held is not None:
+            yield from _walk(held, f"{name}.{child}" if name else child, seen)
 
 
 def _wraps_directly(outer: str, inner: str) -> bool:
@@ -176,7 +195,7 @@ def _is_norm(name: str, module: nn.Module) -> bool:
 def _is_embedding(name: str, module: nn.Module) -> bool:
     kind, last = type(module).__name__.lower(), name.rpartition(".")[2].lower()
     return "embed" in kind and not re.search(
-        r"pos|rotary|wpe|type|patch_embeddings|bias", f"{last} {kind}"
+        r"pos|rotary|wpe|type|patch_embeddings|bias|unembed", f"{last} {kind}"
     )
 
 

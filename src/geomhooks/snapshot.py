@@ -62,7 +62,7 @@ class Geometry:
         self.uneven = self._find_uneven()
         if self.uneven:
             warnings.warn(
-                "sites of one token stream have seen different numbers of forwards, as after an "
+                "sites have seen other numbers of forwards than their token stream, as after an "
                 f"exception half way or a module that runs several times: {self.uneven}",
                 stacklevel=3,
             )

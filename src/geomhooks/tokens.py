@@ -236,7 +236,7 @@ class TokenStream:
         if call.rule == "ids" and start is None and call.pad is not None and call.ids is not None:
             real, masked = real & (call.ids.to(device) != call.pad), True
         excluded = real
-        if self.exclude:
+        if self.exclude and call.text:
             if call.ids is None or tuple(call.ids.shape) != (batch, length):
                 found = "no ids" if call.ids is None else f"ids of shape {tuple(call.ids.shape)}"
                 raise TokensError(

@@ -50,6 +50,7 @@ class Watch:
         self._stated = Statement()
         self.paused = False
         self._forwards_at_entry: dict[str, int] = {}
+        self._bypassed = False
 
     # Attaching
 
@@ -174,6 +175,15 @@ class Watch:
         """
         if strict and any(self._forwards().values()):
             self._verify_fired()
+        if self._bypassed:
+            warnings.warn(
+                "sites were reached past the model's own hooks: model.forward(...) was called "
+                "instead of model(...), or a block by itself. Nothing told which tokens are real, "
+                "where they stand, or that a cache goes on: each row counted as a new context, at "
+                "every site apart. Call the model, or state them: watch.tokens(mask=, positions=, "
+                "contexts=).",
+                stacklevel=2,
+            )
         return Geometry(self._plan.snapshot(), strict=strict)
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,6 +202,7 @@ class Watch:
     def reset(self) -> None:
         """Forget everything and begin a new window, a shard of its own."""
         self._plan.reset(new_shard())
+        self._bypassed = False
         self._forwards_at_entry = self._forwards()
 
     @property
@@ -232,7 +243,8 @@ class Watch:
         """Push a frame for every call of an opener; it may be its parent's."""
         if opener.is_root:
             self._frames.clear()
-        call = read_call(arguments, opener.config, nested=bool(self._frames))
+        parent = self._frames[-1].call if self._frames else None
+        call = read_call(arguments, opener.config, parent)
         own = isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder))
         if call is None and self._frames and not own:
             self._frames.append(self._frames[-1])
@@ -263,6 +275,8 @@ class Watch:
         """Add what one site shows in this forward."""
         name = site.place.name
         alone = not self._frames  # called by itself, outside of any call that opens a stream
+        if alone and self._stated.contexts is None:
+            self._bypassed = True
         frame = Frame(Call(), self._stated) if alone else self._frames[-1]
         found = find_tensor(out)
         if found is None:
