@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from geomhooks.calls import Call, Statement, add_statement, read_call, read_plain_call
 from geomhooks.contexts import again, to_device
+from geomhooks.distributed import reduce_state
 from geomhooks.errors import HookError, SiteError, WatchError
 from geomhooks.frames import Frame
 from geomhooks.hooks import CloseStream, OpenStream, ReadInput, ReadOutput
@@ -31,6 +32,7 @@ from geomhooks.statistics.base import Reading, Statistic
 from geomhooks.tokens import Tokens
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from typing_extensions import Self
 
 __all__ = ["Watch", "watch"]
@@ -160,17 +162,38 @@ class Watch:
 
     # Results
 
-    def geometry(self, *, strict: bool = True) -> Geometry:
+    def geometry(
+        self, *, strict: bool = True, sync: bool = False, group: ProcessGroup | None = None
+    ) -> Geometry:
         """A snapshot of everything counted so far; the watch goes on untouched.
+
+        With ``sync`` it is that of all ranks together, the same on each and on the CPU, as if one
+        process had seen every rank's tokens; every rank has to call. A copy is reduced and the
+        state of this rank stays its own, so that going on, or saving on every rank and merging
+        later, never counts twice. Ranks may have seen different numbers of batches, or none, or
+        have different sites, as stages of a pipeline do. Without a process group this process is
+        the only rank.
 
         Args:
             strict: raise if a site has not fired although others have. With False such sites are
                 left out.
+            sync: take all ranks of ``torch.distributed`` together.
+            group: the process group of ``sync``, by default all processes. Of ranks that see the
+                same text, as under tensor parallelism, only one may be in it.
 
         Raises:
             HookError: a hook never fired.
-            WatchError: no token has been counted yet.
+            WatchError: no token has been counted yet; or, with ``sync``, a rank failed, or
+                torchrun started several processes and there is no process group.
+            SchemaError: with ``sync``, what ranks have in common differs, or a shard is on two.
         """
+        if sync:
+            state, union = reduce_state(lambda: self._plan.snapshot("cpu"), group)
+            if strict and union.silent and len(union.silent) < len(union.selection["sites"]):
+                raise silence(union.silent, len(union.selection["sites"]))
+            return Geometry(state, strict=strict)
+        if group is not None:
+            raise WatchError("geometry(group=...) is for sync=True")
         if strict and any(self._forwards().values()):
             self._verify_fired()
         return Geometry(self._plan.snapshot(), strict=strict)
@@ -216,14 +239,7 @@ class Watch:
     def _verify_fired(self) -> None:
         silent = [name for name, number in self._forwards().items() if number == 0]
         if silent:
-            shown = ", ".join(silent[:6]) + (
-                f" and {len(silent) - 6} more" if len(silent) > 6 else ""
-            )
-            raise HookError(
-                f"{len(silent)} of {len(self.sites)} hooks never fired: {shown}. The model ran "
-                "without calling these modules, or runs compiled code that has no hooks. What the "
-                "others counted is kept: watch.geometry(strict=False)."
-            )
+            raise silence(silent, len(self.sites))
 
     # One forward
 
@@ -425,6 +441,16 @@ def watch(
     else:
         plan.allocate_from_config()
     return made
+
+
+def silence(silent: Sequence[str], number: int) -> HookError:
+    """The error that some of a number of hooks never fired."""
+    shown = ", ".join(silent[:6]) + (f" and {len(silent) - 6} more" if len(silent) > 6 else "")
+    return HookError(
+        f"{len(silent)} of {number} hooks never fired: {shown}. The model ran without calling "
+        "these modules, or runs compiled code that has no hooks. What the others counted is kept: "
+        "watch.geometry(strict=False)."
+    )
 
 
 def new_shard() -> str:
