@@ -25,6 +25,7 @@ from geomhooks.openers import Opener
 from geomhooks.plan import Plan, SitePlan
 from geomhooks.planning import make_plan
 from geomhooks.reductions import reduce
+from geomhooks.sharded import local_tensor
 from geomhooks.sites import Selector, describe_type, find_tensor, to_batch_time_width
 from geomhooks.snapshot import Geometry
 from geomhooks.state import SiteState
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch", "watch"]
 
+REPLICATED = (
+    "Watch a site that is replicated, such as a whole block, or have the parallel plan replicate "
+    "it: output_layouts=Replicate()"
+)
 TokensFunction = Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Any] | None]
 
 
@@ -286,12 +291,14 @@ class Watch:
                 f"site {name!r} has no floating tensor: its {side} "
                 f"is {describe_type(out)}. Watch a module that returns hidden states."
             )
+        found = local_tensor(found, f"what site {name!r} shows", REPLICATED)
         with torch.no_grad(), torch.autocast(found.device.type, enabled=False):
             grid = frame.grid
             hidden = to_batch_time_width(found.detach(), name, site.layout, grid)
             entered = find_tensor(into) if into is not None else None
             before = None
             if entered is not None:
+                entered = local_tensor(entered, f"the input of site {name!r}", REPLICATED)
                 before = to_batch_time_width(entered.detach(), name, site.layout, grid)
             if not hidden.numel():
                 return  # an empty batch
