@@ -246,6 +246,7 @@ class Plan:
             description, loaded = packed["description"], self.pending["description"]
             for kind in ("sites", "streams"):
                 description[kind] = {**loaded[kind], **description[kind]}
+            description["whole"] = list(dict.fromkeys([*loaded["whole"], *description["whole"]]))
             packed["tensors"] = {**self.pending["tensors"], **packed["tensors"]}
         return packed
 

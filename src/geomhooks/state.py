@@ -238,12 +238,20 @@ class State:
     def take_in(self, other: State) -> None:
         """Merge what both states have, and take over what only the other has; no check is made."""
         plans: dict[str, dict[str, Any]] = {}
+        with_sites, with_their_sites = (
+            {site.stream for site in state.sites.values()} for state in (self, other)
+        )
         for name, theirs in other.streams.items():
             stream = self.streams.setdefault(name, theirs)
-            if stream is not theirs:
+            if stream is theirs:
+                continue
+            # Shared accumulators decide for sites. Without sites a stream has its statistics alone.
+            if name in with_sites & with_their_sites:
                 plans[name] = {n: a.merge(theirs.shared[n]) for n, a in stream.shared.items()}
                 stream.stream.census.merge(theirs.stream.census)
-                _merge(stream.statistics, theirs.statistics)
+            elif name in with_their_sites:
+                stream.stream, stream.shared = theirs.stream, theirs.shared
+            _merge(stream.statistics, theirs.statistics)
         for name, site in other.sites.items():
             mine = self.sites.setdefault(name, site)
             if mine is not site:

@@ -130,8 +130,7 @@ def unite(parts: Sequence[Part], word: str) -> Union:
     compare.shards()
     compare.statistics()
     compare.selections()
-    for kind in ("sites", "streams"):
-        compare.entries(kind)
+    compare.sites()
     descriptions = [part.description for part in parts]
     run = forward_order([part.order for part in parts])
     allocated = dict.fromkeys(site for d in descriptions for site in d["sites"])
@@ -215,14 +214,17 @@ class _Comparison:
             for site in selection["sites"]:
                 self._same("model", site, index, description["model"])
 
-    def entries(self, kind: str) -> None:
-        """What is said of a site or a stream; of streams that have a site in common."""
+    def sites(self) -> None:
+        """What is said of each site, and of the stream that it belongs to."""
         for index, description in enumerate(self.descriptions):
             for site, entry in description["sites"].items():
-                name = site if kind == "sites" else entry["stream"]
-                for key, value in description[kind][name].items():
-                    if key != "first_key":
-                        self._same(f"{name or 'the model'}: {key}", site, index, value)
+                stream = description["streams"][entry["stream"]]
+                for key in sorted(set(stream) - {"first_key"}):
+                    name = entry["stream"] or "the model"
+                    self._same(f"{name}: {key}", site, index, stream[key])
+                for key, value in (entry["site"] | entry).items():
+                    if key != "site":
+                        self._same(f"{site}: {key}", site, index, value)
 
     def known_statistics(self) -> dict[str, Statistic]:
         """An instance of every statistic, whichever part it comes from."""
