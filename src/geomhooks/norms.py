@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,7 +97,8 @@ def inspect_norm(module: nn.Module) -> NormModule | None:
 
 def with_made_up_weights(module: nn.Module) -> nn.Module:
     """A norm of the same kind with whole weights; what kind it is does not depend on them."""
-    twin = copy.copy(module)
+    twin = object.__new__(type(module))  # without a call of __init__, as FSDP's classes make one
+    twin.__dict__.update(module.__dict__)
     twin._parameters = {
         name: None if p is None else nn.Parameter(made_up(p), requires_grad=False)
         for name, p in module._parameters.items()

@@ -332,6 +332,8 @@ class Watch:
             self._update(
                 state, site, frame, Reading(state.site, taps, tokens, reductions, shift, plans, {})
             )
+        if alone:
+            self._finish(frame)
 
     def _tokens_of(
         self, frame: Frame, state: SiteState, hidden: Tensor

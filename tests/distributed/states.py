@@ -20,8 +20,6 @@ from tests.distributed.launch import run_checks
 from tests.models import Stack
 from tests.reference import disagreement, pos_ctx, relative_to
 
-distributed.PIECE = 5000  # so that a message takes many
-
 NAMES = ("pos_ctx", "sphere")
 
 
@@ -650,4 +648,5 @@ CHECKS = [
 ]
 
 if __name__ == "__main__":
+    distributed.PIECE = 5000  # so that a message takes many
     run_checks(CHECKS)
