@@ -1,9 +1,4 @@
-"""Start a module in several processes with torchrun, and read what each of its checks said.
-
-The checks of a module run one after the other in the same processes, since to start these takes
-longer than the checks do. Every rank notes each check's outcome in a file; the first that fails
-ends the processes, for the ranks are no longer at the same place.
-"""
+"""Start several processes with torchrun, and read what the ranks noted of each check."""
 
 from __future__ import annotations
 
@@ -12,18 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
-from collections.abc import Callable, Sequence
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-import torch
-
-Check = Callable[[], None]
 ROOT = Path(__file__).parents[2]
-SECONDS = 120
+PROGRAM = "tests.distributed.program"
+SECONDS = 240
 
 
 def torchrun(
@@ -56,10 +46,10 @@ def finish(process: subprocess.Popen[str], seconds: float = SECONDS) -> tuple[in
 
 
 @cache
-def outcomes(module: str, ranks: int) -> list[dict[str, str]]:
+def outcomes(ranks: int) -> list[dict[str, str]]:
     """What each rank noted of each check: nothing where all was well, else the traceback."""
     folder = Path(mkdtemp(prefix="geomhooks-ranks-"))
-    _, out, err = finish(torchrun(ranks, "-m", module, folder=folder))
+    _, out, err = finish(torchrun(ranks, "-m", PROGRAM, folder=folder))
     noted = []
     for rank in range(ranks):
         path = folder / f"{rank}.json"
@@ -67,28 +57,10 @@ def outcomes(module: str, ranks: int) -> list[dict[str, str]]:
     return noted
 
 
-def expect_success(module: str, ranks: int, check: str) -> None:
+def expect_success(ranks: int, check: str) -> None:
     """Raise unless a check went well on every rank."""
-    found = outcomes(module, ranks)
+    found = outcomes(ranks)
     missing = f"not reached, for another check failed: {[list(f)[-1] for f in found]}"
     wrong = {r: f.get(check, f.get("", missing)) for r, f in enumerate(found)}
     wrong = {rank: what for rank, what in wrong.items() if what}
     assert not wrong, "\n".join(f"rank {rank}: {what}" for rank, what in wrong.items())
-
-
-def run_checks(checks: Sequence[Check]) -> None:
-    """Be one of the processes: run all checks, and note the outcomes in the working folder."""
-    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
-    noted: dict[str, str] = {}
-    path = Path(f"{torch.distributed.get_rank()}.json")
-    check = checks[0]
-    try:
-        for check in checks:
-            check()
-            noted[check.__name__] = ""
-    except BaseException:
-        noted[check.__name__] = traceback.format_exc()
-        raise
-    finally:
-        path.write_text(json.dumps(noted))
-    torch.distributed.destroy_process_group()

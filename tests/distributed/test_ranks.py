@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.distributed import states, wrappers
-from tests.distributed.launch import Check, expect_success
-
-CHECKS = [
-    pytest.param(module.__name__, ranks, check, id=f"{check.__name__}-{ranks} ranks")
-    for module in (states, wrappers)
-    for ranks in (2, 4)
-    for check in module.CHECKS
-]
+from tests.distributed.launch import expect_success
+from tests.distributed.program import CHECKS
 
 
-@pytest.mark.parametrize(("module", "ranks", "check"), CHECKS)
-def test_ranks(module: str, ranks: int, check: Check) -> None:
-    expect_success(module, ranks, check.__name__)
+@pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks(ranks: int, check: str) -> None:
+    expect_success(ranks, check)

@@ -1,8 +1,9 @@
-"""Run by torchrun: models that are spread over ranks the ways people spread them."""
+"""Checks that torchrun runs: models that are spread over ranks the ways people spread them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,11 +24,10 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import geomhooks as gh
 from geomhooks.errors import SiteError
-from tests.distributed.launch import run_checks
 from tests.distributed.states import close, everywhere, fingerprint, same_error, size
 
 WIDTH, LENGTH, WORDS, TEXTS = 16, 12, 50, 16
-SITES: list[Any] = ["blocks", ["norms", "blocks.*"]]
+SITES = [["blocks"], ["norms", "blocks.*"]]
 
 
 class Block(nn.Module):
@@ -101,9 +101,15 @@ def count(
     return watch
 
 
+@cache
+def alone(*sites: str) -> gh.Geometry:
+    """What one process that reads everything makes of it."""
+    return count(Reader(), list(sites), batches(0, 1)).geometry()
+
+
 def compare(sites: Any, together: gh.Geometry) -> None:
     """All ranks have the numbers of one process, to the last bit the same on each."""
-    close(together, count(Reader(), sites, batches(0, 1)).geometry())
+    close(together, alone(*sites))
     assert len(set(everywhere(fingerprint(together)))) == 1
 
 
@@ -186,8 +192,8 @@ def training() -> None:
 
     everything = batches(0, 1, TEXTS)
     share = batches(dist.get_rank(), size(), TEXTS)
-    alone = Reader().double()
-    expected = train(alone, alone, everything).geometry()
+    model = Reader().double()
+    expected = train(model, model, everything).geometry()
     model = Reader().double()
     replicated = train(model, DistributedDataParallel(model), share).geometry(sync=True)
     model = Reader().double()
@@ -221,7 +227,7 @@ def tensor_parallelism() -> None:
         parallelize_module(block.mlp, mesh["tensor"], plan)
     watch = count(model, sites, batches(mesh.get_local_rank("data"), size() // 2))
     geometry = watch.geometry(sync=True, group=mesh["data"].get_group())
-    close(geometry, count(Reader(), sites, batches(0, 1)).geometry())
+    close(geometry, alone(*sites))
 
 
 def outputs_that_are_spread() -> None:
@@ -272,6 +278,3 @@ CHECKS = [
     tensor_parallelism,
     outputs_that_are_spread,
 ]
-
-if __name__ == "__main__":
-    run_checks(CHECKS)
