@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -31,6 +31,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "a.txt").write_text(passage(50, seed=5))
     (folder / "b.txt").write_text(passage(70, seed=6))
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On a busy machine threads wait for each other longer than such small tensors take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def measure(folder: Path, model: Path, *more: object, out: str = OUT) -> tuple[object, ...]:
@@ -71,6 +80,7 @@ def same(one: gh.Geometry, other: gh.Geometry) -> None:
     assert one.notes["settings"] == other.notes["settings"]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_killed_and_started_again(folder: Path, bert: Path, cli: Callable[..., Outcome]) -> None:
     every = ("--checkpoint-every", 0.02)
     process = torchrun(2, "-m", "geomhooks", *measure(folder, bert, *every))
