@@ -94,7 +94,7 @@ class Union:
                 streams[new] = held.clone() if len(wanted) > 1 else held
                 streams[new].stream.name = new
             if statistics:
-                # A stream's own statistics are over the sites of all parts.
+                # A stream's own statistics are over the sites of all parts, and never set apart.
                 if name not in streams:
                     streams[name] = held.clone()
                     streams[name].stream.name = name
@@ -144,30 +144,31 @@ def unite(parts: Sequence[Part], word: str) -> Union:
         compare.known_statistics(),
         order,
         [site for site in sites if site not in run],
-        name_streams(descriptions, order, word),
+        name_streams(descriptions, order),
     )
 
 
-def name_streams(
-    descriptions: Sequence[Mapping[str, Any]], order: Sequence[str], word: str
-) -> dict[str, str]:
+def name_streams(descriptions: Sequence[Mapping[str, Any]], order: Sequence[str]) -> dict[str, str]:
     """The token stream of each site, by site.
 
     A site's sums go with the contexts of those parts that have the site. So sites of one stream
-    that different parts have, as the stages of a pipeline do, are streams apart, which bear the
-    numbers of their parts.
+    that different parts have, as the stages of a pipeline do, are streams apart: ``stream@site``,
+    after the first of them.
     """
-    names: dict[tuple[str, tuple[int, ...]], str] = {}
+    names: dict[Any, str] = {}
     streams = {}
     for site in order:
-        having = tuple(i for i, d in enumerate(descriptions) if site in d["sites"])
-        stream = descriptions[having[0]]["sites"][site]["stream"]
-        if (stream, having) not in names:
-            taken = any(known == stream for known, _ in names)
-            apart = f"{stream}@{word}s {','.join(map(str, having))}"
-            names[stream, having] = apart if taken else stream
-        streams[site] = names[stream, having]
+        having = [(i, d["sites"][site]) for i, d in enumerate(descriptions) if site in d["sites"]]
+        stream = plain_stream(having[0][1]["stream"])
+        key = tuple((index, entry["stream"]) for index, entry in having)
+        names.setdefault(key, f"{stream}@{site}" if stream in names.values() else stream)
+        streams[site] = names[key]
     return streams
+
+
+def plain_stream(name: str) -> str:
+    """The name of a stream before it was set apart."""
+    return name.partition("@")[0]
 
 
 class _Comparison:
@@ -222,9 +223,9 @@ class _Comparison:
                 for key in sorted(set(stream) - {"first_key"}):
                     name = entry["stream"] or "the model"
                     self._same(f"{name}: {key}", site, index, stream[key])
-                for key, value in (entry["site"] | entry).items():
-                    if key != "site":
-                        self._same(f"{site}: {key}", site, index, value)
+                entry = entry["site"] | entry | {"stream": plain_stream(entry["stream"])}
+                for key in sorted(set(entry) - {"site"}):
+                    self._same(f"{site}: {key}", site, index, entry[key])
 
     def known_statistics(self) -> dict[str, Statistic]:
         """An instance of every statistic, whichever part it comes from."""

@@ -94,7 +94,8 @@ class Ranks:
             if self.number == 1 or isinstance(error, GeomhooksError):
                 raise
             raise PeerError(
-                "another process of this run has ended; the same command with --resume goes on"
+                "another process of this run has ended, and the same command with --resume goes on "
+                f"({' '.join(str(error).split())[:200]})"
             ) from error
 
     def together(self, step: Callable[[], T]) -> T:
