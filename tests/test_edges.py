@@ -74,6 +74,16 @@ def test_a_site_that_is_itself_the_module_whose_call_opens_the_stream() -> None:
 
 
 @torch.no_grad()
+def test_a_site_that_is_called_by_itself() -> None:
+    """Outside of any call of the model, a site is a forward of its own for every statistic."""
+    model = Stack(8)
+    with torch.no_grad(), gh.watch(model, sites="blocks.1", positions=4) as watch:
+        for _ in range(2):
+            model.blocks[1](torch.randn(3, 4, 8))
+    found = watch.geometry()["blocks.1"]
+    assert int(found.pos_ctx.count) == int(found.sphere.norm.count) == 24
+
+
 def test_a_block_that_overwrites_its_input() -> None:
     class InPlace(nn.Module):
         def __init__(self) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
 from geomhooks.errors import FileFormatError, SchemaError
-from geomhooks.state import Shift, SiteState, State, StreamState
+from geomhooks.state import Shift, SiteState, State, StreamState, plain_value
 from geomhooks.statistics.base import REGISTRY, Site, Statistic
 from geomhooks.tokens import CENSUS, TokenStream
 from geomhooks.version import __version__
@@ -37,6 +37,7 @@ __all__ = [
     "pack_state",
     "read_file",
     "restore_tensors",
+    "thin_tensors",
     "unpack_state",
     "write_file",
 ]
@@ -119,6 +120,11 @@ def unpack_state(packed: Mapping[str, Any], statistics: Iterable[Statistic] = ()
             stream_state.statistics.setdefault(n, known[n].accumulators(site))
         for n in description["whole"]:
             state.whole.setdefault(n, known[n].accumulators(site))
+    for name, entry in description["streams"].items():
+        for n in entry["statistics"]:  # of a stream whose sites are elsewhere
+            if n not in state.streams[name].statistics and state.sites:
+                any_site = next(iter(state.sites.values())).site
+                state.streams[name].statistics[n] = known[n].accumulators(any_site)
     for path, accumulator in state.accumulators():
         held = {
             name: thicken(f"{path}/{name}", tensors, field)
@@ -127,6 +133,16 @@ def unpack_state(packed: Mapping[str, Any], statistics: Iterable[Statistic] = ()
         }
         accumulator.adopt(held, path)
     return state
+
+
+def thin_tensors(state: State) -> dict[str, Tensor]:
+    """All tensors of a state by path, on the host, as they are stored."""
+    return {
+        key: value.contiguous()
+        for path, accumulator in state.accumulators()
+        for name, tensor in accumulator.pack().items()
+        for key, value in thin(f"{path}/{name}", tensor.cpu(), accumulator.fields[name]).items()
+    }
 
 
 def thin(name: str, tensor: Tensor, field: Field) -> dict[str, Tensor]:
@@ -157,7 +173,7 @@ def thicken(name: str, tensors: Mapping[str, Tensor], field: Field) -> Tensor:
 
 def _statistic(name: str, entry: Mapping[str, Any], given: Mapping[str, Statistic]) -> Statistic:
     if name in given:
-        mine, theirs = given[name].parameters, entry["parameters"]
+        mine, theirs = plain_value(given[name].parameters), plain_value(entry["parameters"])
         for key in {*mine, *theirs}:
             if mine.get(key) != theirs.get(key):
                 raise SchemaError(
@@ -190,12 +206,7 @@ def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, A
         text = json.dumps(document)
     except TypeError as error:
         raise SchemaError(f"notes and statistics' parameters have to be JSON: {error}") from error
-    tensors = {
-        key: value.contiguous()
-        for path, accumulator in state.accumulators()
-        for name, tensor in accumulator.pack().items()
-        for key, value in thin(f"{path}/{name}", tensor.cpu(), accumulator.fields[name]).items()
-    }
+    tensors = thin_tensors(state)
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such folder to save into: {path.parent}")

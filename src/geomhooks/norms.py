@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from geomhooks.sharded import is_spread, local_tensor
+
 __all__ = ["NormModule", "inspect_norm"]
+
+WHOLE = (
+    "FSDP has put the norm's weights away before the hook ran: shard the block around the norm "
+    "instead of the norm itself, or start to watch before fully_shard"
+)
 
 
 @dataclass(frozen=True)
@@ -28,14 +35,20 @@ class NormModule:
     def affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Gain and bias (d,) as they are now."""
         width = like.shape[-1]
-        weight = getattr(self.module, "weight", None)
-        bias = getattr(self.module, "bias", None)
+        weight, bias = (self._parameter(name) for name in ("weight", "bias"))
         gain = like.new_ones(width) if weight is None else weight.detach() + self.offset
         return gain, like.new_zeros(width) if bias is None else bias.detach()
+
+    def _parameter(self, name: str) -> Tensor | None:
+        value = getattr(self.module, name, None)
+        return value if value is None else local_tensor(value, f"the {name} of a norm", WHOLE)
 
 
 def inspect_norm(module: nn.Module) -> NormModule | None:
     """Find out what a norm module does; None if it is no LayerNorm or RMSNorm over (d,)."""
+    if any(is_spread(parameter) for parameter in module.parameters(recurse=False)):
+        found = inspect_norm(with_made_up_weights(module))
+        return found and replace(found, module=module)
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.ndim != 1:
         return None
@@ -80,3 +93,20 @@ def inspect_norm(module: nn.Module) -> NormModule | None:
                     return NormModule(module, eps, centred, offset)
     # It does what no norm does: measured as what it claims to be, its gaps will show it.
     return NormModule(module, eps, isinstance(module, nn.LayerNorm), 0.0)
+
+
+def with_made_up_weights(module: nn.Module) -> nn.Module:
+    """A norm of the same kind with whole weights; what kind it is does not depend on them."""
+    twin = object.__new__(type(module))  # without a call of __init__, as FSDP's classes make one
+    twin.__dict__.update(module.__dict__)
+    twin._parameters = {
+        name: None if p is None else nn.Parameter(made_up(p), requires_grad=False)
+        for name, p in module._parameters.items()
+    }
+    return twin
+
+
+def made_up(parameter: Tensor) -> Tensor:
+    """Numbers about 1 of a parameter's full shape."""
+    entries = torch.arange(parameter.numel(), device=parameter.device, dtype=torch.float32)
+    return (1 + 0.1 * (entries * 0.3).cos()).view(parameter.shape).to(parameter.dtype)

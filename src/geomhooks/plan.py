@@ -236,11 +236,12 @@ class Plan:
         self.pending = None
         self.state.reset(shard, first_key_of(shard))
 
-    def snapshot(self) -> State:
-        """A copy of the state; of sites that have not run yet, what was loaded."""
+    def snapshot(self, device: torch.device | str | None = None) -> State:
+        """A copy of the state on its device or another; of sites not run yet, what was loaded."""
         if self.pending is None:
-            return self.state.clone()
-        return unpack_state(self.state_dict(), self.state.statistics.values())
+            return self.state.clone(device)
+        state = unpack_state(self.state_dict(), self.state.statistics.values())
+        return state if device is None else state.clone(device)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain tensors and JSON; of sites that have not run yet, what was loaded."""
@@ -249,6 +250,7 @@ class Plan:
             description, loaded = packed["description"], self.pending["description"]
             for kind in ("sites", "streams"):
                 description[kind] = {**loaded[kind], **description[kind]}
+            description["whole"] = list(dict.fromkeys([*loaded["whole"], *description["whole"]]))
             packed["tensors"] = {**self.pending["tensors"], **packed["tensors"]}
         return packed
 

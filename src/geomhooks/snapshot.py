@@ -16,6 +16,8 @@ from geomhooks.results import Result
 from geomhooks.state import SiteState, State
 from geomhooks.statistics.base import Statistic
 from geomhooks.tokens import CENSUS
+from geomhooks.uniting import Part
+from geomhooks.uniting import unite as find_union
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -230,11 +232,13 @@ def load(path: str | os.PathLike[str], *, statistics: Iterable[Statistic] = ()) 
     return Geometry(state, notes, strict=False)
 
 
-def merge(geometries: Sequence[Geometry]) -> Geometry:
+def merge(geometries: Sequence[Geometry], *, unite: bool = False) -> Geometry:
     """The geometry of all shards together, as if one stream had seen their tokens.
 
     Args:
         geometries: snapshots of different runs over the same model, sites and statistics.
+        unite: they need not have the same sites, as files of the stages of a pipeline have not;
+            sites of equal name are one place.
 
     Raises:
         SchemaError: a shard is in two of them, or they differ; the message names the field.
@@ -244,6 +248,13 @@ def merge(geometries: Sequence[Geometry]) -> Geometry:
     if not geometries or strange:
         found = f"a {strange[0]}" if strange else "nothing"
         raise SchemaError(f"merge needs geometries, found {found}; read files with gh.load(path)")
+    if unite:
+        states = [geometry._state for geometry in geometries]
+        union = find_union([Part.of(state) for state in states], "part")
+        state = union.fit(states[0].clone("cpu"))
+        for part in states[1:]:
+            state.take_in(union.fit(part.clone("cpu")))
+        return Geometry(union.arrange(state), geometries[0].notes, strict=False)
     state = geometries[0]._state.clone("cpu")
     for other in geometries[1:]:
         state.merge(other._state)

@@ -18,7 +18,7 @@ from geomhooks.native import load, usable
 from geomhooks.statistics.base import Site, Statistic
 from geomhooks.tokens import Tokens, TokenStream
 
-__all__ = ["Shift", "SiteState", "State", "StreamState"]
+__all__ = ["Shift", "SiteState", "State", "StreamState", "plain_value"]
 
 
 class Shift(Accumulator):
@@ -94,6 +94,16 @@ class StreamState:
         yield from self.shared.items()
         yield from _walk(self.statistics)
 
+    def clone(self, device: torch.device | str | None = None) -> StreamState:
+        """An independent copy, optionally on another device; no row of it goes on."""
+        stream = object.__new__(TokenStream)
+        stream.__dict__.update(self.stream.__dict__)
+        stream.census = self.stream.census.clone(device)
+        stream.next_key = self.stream.next_key.clone(device)
+        stream.running = None
+        shared = {name: a.clone(device) for name, a in self.shared.items()}
+        return StreamState(stream, shared, _clone(self.statistics, device))
+
 
 @dataclass
 class State:
@@ -137,26 +147,12 @@ class State:
 
     def clone(self, device: torch.device | str | None = None) -> State:
         """An independent copy, optionally on another device; counts by then are complete."""
-
-        def copy(table: Accumulators) -> Accumulators:
-            return {s: {n: a.clone(device) for n, a in named.items()} for s, named in table.items()}
-
-        streams = {}
-        for name, state in self.streams.items():
-            stream = object.__new__(TokenStream)
-            stream.__dict__.update(state.stream.__dict__)
-            stream.census, stream.next_key = (
-                state.stream.census.clone(device),
-                state.stream.next_key.clone(device),
-            )
-            stream.running = None
-            shared = {n: a.clone(device) for n, a in state.shared.items()}
-            streams[name] = StreamState(stream, shared, copy(state.statistics))
+        streams = {name: stream.clone(device) for name, stream in self.streams.items()}
         sites = {
             name: SiteState(
                 s.site,
                 s.stream,
-                copy(s.statistics),
+                _clone(s.statistics, device),
                 s.shift.clone(device),
                 s.forwards.clone(device),
                 s.order,
@@ -169,7 +165,7 @@ class State:
             list(self.shards),
             sites,
             streams,
-            copy(self.whole),
+            _clone(self.whole, device),
             dict(self.selection),
         )
 
@@ -244,15 +240,30 @@ class State:
                 "snapshots of one run merge only the last."
             )
         self.check_fits(other.describe(), "merge")
+        self.take_in(other)
+
+    def take_in(self, other: State) -> None:
+        """Merge what both states have, and take over what only the other has; no check is made."""
         plans: dict[str, dict[str, Any]] = {}
-        for name, stream in self.streams.items():
-            theirs = other.streams[name]
-            plans[name] = {n: a.merge(theirs.shared[n]) for n, a in stream.shared.items()}
-            stream.stream.census.merge(theirs.stream.census)
+        with_sites, with_their_sites = (
+            {site.stream for site in state.sites.values()} for state in (self, other)
+        )
+        for name, theirs in other.streams.items():
+            stream = self.streams.setdefault(name, theirs)
+            if stream is theirs:
+                continue
+            # Shared accumulators decide for sites. Without sites a stream has its statistics alone.
+            if name in with_sites & with_their_sites:
+                plans[name] = {n: a.merge(theirs.shared[n]) for n, a in stream.shared.items()}
+                stream.stream.census.merge(theirs.stream.census)
+            elif name in with_their_sites:
+                stream.stream, stream.shared = theirs.stream, theirs.shared
             _merge(stream.statistics, theirs.statistics)
-        for name, site in self.sites.items():
-            shared = other.streams[site.stream].shared
-            self._merge_site(site, other.sites[name], plans[site.stream], shared)
+        for name, site in other.sites.items():
+            mine = self.sites.setdefault(name, site)
+            if mine is not site:
+                shared = other.streams[site.stream].shared
+                self._merge_site(mine, site, plans[site.stream], shared)
         _merge(self.whole, other.whole)
         self.shards += other.shards
 
@@ -274,16 +285,16 @@ class State:
 
 
 def _same(name: str, mine: Any, theirs: Any, what: str) -> None:
-    mine, theirs = _plain(mine), _plain(theirs)
+    mine, theirs = plain_value(mine), plain_value(theirs)
     if mine != theirs:
         raise SchemaError(f"{what}: {name} differs: {mine!r} here, {theirs!r} there")
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """As it would come back from JSON."""
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return [plain_value(item) for item in value]
+    return {k: plain_value(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _walk(table: Accumulators) -> Iterator[tuple[str, Accumulator]]:
@@ -292,7 +303,12 @@ def _walk(table: Accumulators) -> Iterator[tuple[str, Accumulator]]:
             yield f"{statistic}/{name}", accumulator
 
 
+def _clone(table: Accumulators, device: torch.device | str | None) -> Accumulators:
+    return {s: {n: a.clone(device) for n, a in named.items()} for s, named in table.items()}
+
+
 def _merge(mine: Accumulators, theirs: Accumulators) -> None:
-    for statistic, accumulators in mine.items():
-        for name, accumulator in accumulators.items():
-            accumulator.merge(theirs[statistic][name])
+    for statistic, accumulators in theirs.items():
+        if mine.setdefault(statistic, accumulators) is not accumulators:
+            for name, accumulator in accumulators.items():
+                mine[statistic][name].merge(accumulator)

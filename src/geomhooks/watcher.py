@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from geomhooks.calls import Call, Statement, add_statement, read_call, read_plain_call
 from geomhooks.contexts import again, to_device
+from geomhooks.distributed import reduce_state
 from geomhooks.errors import HookError, SiteError, WatchError
 from geomhooks.frames import Frame
 from geomhooks.hooks import CloseStream, OpenStream, ReadInput, ReadOutput
@@ -25,6 +26,7 @@ from geomhooks.openers import Opener
 from geomhooks.plan import Plan, SitePlan
 from geomhooks.planning import make_plan
 from geomhooks.reductions import reduce
+from geomhooks.sharded import local_tensor
 from geomhooks.sites import Selector, describe_type, find_tensor, to_batch_time_width
 from geomhooks.snapshot import Geometry
 from geomhooks.state import SiteState
@@ -32,10 +34,15 @@ from geomhooks.statistics.base import Reading, Statistic
 from geomhooks.tokens import Tokens
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from typing_extensions import Self
 
 __all__ = ["Watch", "watch"]
 
+REPLICATED = (
+    "Watch a site that is replicated, such as a whole block, or have the parallel plan replicate "
+    "it: output_layouts=Replicate()"
+)
 TokensFunction = Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Any] | None]
 
 
@@ -162,17 +169,38 @@ class Watch:
 
     # Results
 
-    def geometry(self, *, strict: bool = True) -> Geometry:
+    def geometry(
+        self, *, strict: bool = True, sync: bool = False, group: ProcessGroup | None = None
+    ) -> Geometry:
         """A snapshot of everything counted so far; the watch goes on untouched.
+
+        With ``sync`` it is that of all ranks together, the same on each and on the CPU, as if one
+        process had seen every rank's tokens; every rank has to call. A copy is reduced and the
+        state of this rank stays its own, so that going on, or saving on every rank and merging
+        later, never counts twice. Ranks may have seen different numbers of batches, or none, or
+        have different sites, as stages of a pipeline do. Without a process group this process is
+        the only rank.
 
         Args:
             strict: raise if a site has not fired although others have. With False such sites are
                 left out.
+            sync: take all ranks of ``torch.distributed`` together.
+            group: the process group of ``sync``, by default all processes. Of ranks that see the
+                same text, as under tensor parallelism, only one may be in it.
 
         Raises:
             HookError: a hook never fired.
-            WatchError: no token has been counted yet.
+            WatchError: no token has been counted yet; or, with ``sync``, a rank failed, or
+                torchrun started several processes and there is no process group.
+            SchemaError: with ``sync``, what ranks have in common differs, or a shard is on two.
         """
+        if sync:
+            state, union = reduce_state(lambda: self._plan.snapshot("cpu"), group)
+            if strict and union.silent and len(union.silent) < len(union.selection["sites"]):
+                raise silence(union.silent, len(union.selection["sites"]))
+            return Geometry(state, strict=strict)
+        if group is not None:
+            raise WatchError("geometry(group=...) is for sync=True")
         if strict and any(self._forwards().values()):
             self._verify_fired()
         if self._bypassed:
@@ -228,14 +256,7 @@ class Watch:
     def _verify_fired(self) -> None:
         silent = [name for name, number in self._forwards().items() if number == 0]
         if silent:
-            shown = ", ".join(silent[:6]) + (
-                f" and {len(silent) - 6} more" if len(silent) > 6 else ""
-            )
-            raise HookError(
-                f"{len(silent)} of {len(self.sites)} hooks never fired: {shown}. The model ran "
-                "without calling these modules, or runs compiled code that has no hooks. What the "
-                "others counted is kept: watch.geometry(strict=False)."
-            )
+            raise silence(silent, len(self.sites))
 
     # One forward
 
@@ -285,12 +306,14 @@ class Watch:
                 f"site {name!r} has no floating tensor: its {side} "
                 f"is {describe_type(out)}. Watch a module that returns hidden states."
             )
+        found = local_tensor(found, f"what site {name!r} shows", REPLICATED)
         with torch.no_grad(), without_autocast(found.device.type):
             grid = frame.grid
             hidden = to_batch_time_width(found.detach(), name, site.layout, grid)
             entered = find_tensor(into) if into is not None else None
             before = None
             if entered is not None:
+                entered = local_tensor(entered, f"the input of site {name!r}", REPLICATED)
                 before = to_batch_time_width(entered.detach(), name, site.layout, grid)
             if not hidden.numel():
                 return  # an empty batch
@@ -325,6 +348,8 @@ class Watch:
             self._update(
                 state, site, frame, Reading(state.site, taps, tokens, reductions, shift, plans, {})
             )
+        if alone:
+            self._finish(frame)
 
     def _tokens_of(
         self, frame: Frame, state: SiteState, hidden: Tensor
@@ -449,6 +474,16 @@ def watch(
     else:
         plan.allocate_from_config()
     return made
+
+
+def silence(silent: Sequence[str], number: int) -> HookError:
+    """The error that some of a number of hooks never fired."""
+    shown = ", ".join(silent[:6]) + (f" and {len(silent) - 6} more" if len(silent) > 6 else "")
+    return HookError(
+        f"{len(silent)} of {number} hooks never fired: {shown}. The model ran without calling "
+        "these modules, or runs compiled code that has no hooks. What the others counted is kept: "
+        "watch.geometry(strict=False)."
+    )
 
 
 def new_shard() -> str:

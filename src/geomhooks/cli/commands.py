@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -151,38 +152,62 @@ def measure(
     Interrupted with Ctrl-C, or killed, it goes on with --resume from its last checkpoint and ends
     with the same numbers. Each piece of a document that is longer than --max-length is a context
     of its own.
+
+    Started by torchrun (torchrun --nproc-per-node 4 -m geomhooks measure ...), the processes share
+    out the documents, keep a checkpoint each, and write one file.
     """
-    measuring.check_writable(out)
-    checkpoint = out.with_name(out.name + ".checkpoint")
-    if not (resume or overwrite):
-        _refuse_to_replace(out, checkpoint)
-    _check_names(statistics, sites)
-    sources = [measuring.TextFile.open(path, documents, field) for path in text]
-    reader = _load(model, gguf_file=gguf_file, length=max_length, device=device, dtype=dtype)
-    settings = measuring.Settings(
-        model=model,
-        text=tuple((source.name, source.digest) for source in sources),
-        statistics=_names(statistics),
-        sites=_names(sites),
-        batch_size=batch_size,
-        max_length=reader.length,
-        contexts=contexts,
-        dtype=dtype,
-        gguf_file=gguf_file,
-    )
-    if resume and out.exists() and not checkpoint.exists():
-        geometry = gh.load(out)
-        measuring.check_same(out, geometry.notes, settings)
-        Console(stderr=True).print(f"{out} is finished already", highlight=False)
-        _print_table(geometry)
-        return
-    whole = measuring.Run(reader, sources, settings, checkpoint, checkpoint_every)
-    if resume and whole.resume():
-        typer.echo(f"going on after {whole.progress.tokens:,} tokens", err=True)
-    elif overwrite:
-        checkpoint.unlink(missing_ok=True)
-    measuring.remove_unfinished(out)
-    _read(whole, out)
+    ranks = measuring.Ranks.started()
+    checkpoint = measuring.checkpoint_of(out, ranks)
+
+    def prepare() -> measuring.Run | gh.Geometry:
+        """The run that is to be done, or the geometry that is there already."""
+        measuring.check_writable(out)
+        _check_earlier_runs(out, ranks, resume=resume, overwrite=overwrite)
+        _check_names(statistics, sites)
+        sources = [measuring.TextFile.open(path, documents, field) for path in text]
+        reader = _load(
+            model,
+            quiet=ranks.rank > 0,
+            gguf_file=gguf_file,
+            length=max_length,
+            device=ranks.device(device),
+            dtype=dtype,
+        )
+        settings = measuring.Settings(
+            model=model,
+            text=tuple((source.name, source.digest) for source in sources),
+            statistics=_names(statistics),
+            sites=_names(sites),
+            batch_size=batch_size,
+            max_length=reader.length,
+            contexts=contexts,
+            dtype=dtype,
+            gguf_file=gguf_file,
+        )
+        if resume and ranks.rank == 0 and out.exists() and not checkpoint.exists():
+            geometry = gh.load(out)
+            measuring.check_same(out, geometry.notes, settings)
+            return geometry
+        run = measuring.Run(reader, sources, settings, checkpoint, checkpoint_every, ranks)
+        if resume:
+            run.resume()
+        elif overwrite:
+            measuring.remove_checkpoints(out, ranks)
+        if ranks.rank == 0:
+            measuring.remove_unfinished(out)
+        return run
+
+    with ranks.joined():
+        whole = ranks.together(prepare)
+        finished = ranks.gather(isinstance(whole, gh.Geometry))[0]
+        if isinstance(whole, gh.Geometry):
+            Console(stderr=True).print(f"{out} is finished already", highlight=False)
+            _print_table(whole)
+        elif not finished:
+            tokens = sum(ranks.gather(whole.progress.tokens))
+            if tokens and ranks.rank == 0:
+                typer.echo(f"going on after {tokens:,} tokens", err=True)
+            _read(whole, out)
 
 
 @app.command()
@@ -208,10 +233,10 @@ def merge(
     typer.echo(f"wrote {out}")
 
 
-def _load(name: str, **options: Any) -> measuring.Reader:
+def _load(name: str, *, quiet: bool = False, **options: Any) -> measuring.Reader:
     _quieten_libraries()
     reader = measuring.load_model(name, **options)
-    if reader.missing:
+    if reader.missing and not quiet:
         typer.echo(
             f"warning: {len(reader.missing)} weights are not in the checkpoint of {name} and are "
             f"random: {', '.join(reader.missing[:3])}",
@@ -234,16 +259,27 @@ def _quieten_libraries() -> None:
 
 
 def _read(whole: measuring.Run, out: Path) -> gh.Geometry:
+    ranks, total = whole.ranks, whole.progress.total
     try:
-        with Interrupts() as interrupts, progress_bar(whole.progress.total) as report:
+        with Interrupts() as interrupts, progress_bar(total, shown=ranks.rank == 0) as report:
             geometry = whole.read(report, stop=lambda: bool(interrupts.signal))
     except measuring.Stopped as stopped:
         kept = whole.checkpoint
         next_step = "; the same command with --resume goes on" if kept else "; nothing was written"
         raise Interrupted(f"{stopped}{next_step}", interrupts.signal) from stopped
-    measuring.save(geometry, out, whole.notes)
-    if whole.checkpoint:
-        whole.checkpoint.unlink(missing_ok=True)
+
+    def write() -> None:
+        if ranks.rank == 0:
+            measuring.save(geometry, out, whole.notes)
+
+    ranks.together(write)
+    # That of rank 0 last: while it is there, the run counts as unfinished.
+    for mine in (ranks.rank > 0, ranks.rank == 0):
+        if whole.checkpoint and mine:
+            whole.checkpoint.unlink(missing_ok=True)
+        ranks.gather(mine)
+    if ranks.rank:
+        return geometry
     _print_table(geometry)
     progress = whole.progress
     typer.echo(
@@ -260,13 +296,28 @@ def _print_table(geometry: gh.Geometry) -> None:
     console.print(table(geometry))
 
 
-def _refuse_to_replace(out: Path, checkpoint: Path) -> None:
-    if checkpoint.exists():
+def _check_earlier_runs(
+    out: Path, ranks: measuring.Ranks, *, resume: bool, overwrite: bool
+) -> None:
+    """Raise where an earlier run's files are in the way."""
+    found = measuring.checkpoints_beside(out)
+    if resume:
+        usual = range(ranks.number)
+        own = {measuring.checkpoint_of(out, replace(ranks, rank=rank)) for rank in usual}
+        foreign = [path for path in found if path not in own]
+        if foreign:
+            raise measuring.ResumeError(
+                f"{foreign[0]} is of a run on another number of processes than {ranks.number}: "
+                "start as many as then, or start anew with --overwrite"
+            )
+    elif overwrite:
+        return
+    elif found:
         raise measuring.OutputError(
-            f"{checkpoint} holds an interrupted run: go on with --resume, or start anew with "
+            f"{found[0]} holds an interrupted run: go on with --resume, or start anew with "
             "--overwrite"
         )
-    if out.exists():
+    elif out.exists():
         raise measuring.OutputError(
             f"{out} exists: name another --out, or replace it with --overwrite"
         )

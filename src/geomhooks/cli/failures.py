@@ -16,9 +16,11 @@ from geomhooks.measuring.errors import (
     ModelError,
     OutOfMemoryError,
     OutputError,
+    PeerError,
     ResumeError,
     TextError,
 )
+from geomhooks.measuring.ranks import Elsewhere, Ranks
 from geomhooks.measuring.run import is_out_of_memory
 
 __all__ = ["EXIT_CODES", "guarded"]
@@ -47,12 +49,17 @@ def guarded(command: Callable[[], object], arguments: Sequence[str] = ()) -> int
             raise KeyboardInterrupt
         return code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(INTERRUPTED, "interrupted")
+        return _fail(INTERRUPTED, "interrupted", everywhere=True)
     except Interrupted as error:
-        return _fail(128 + error.number, str(error))
+        return _fail(128 + error.number, str(error), everywhere=True)
     except ClickException as error:
         message = error.format_message()  # type: ignore[attr-defined]
-        return _fail(2, f"{message}{_found(message, arguments)} (see --help)")
+        found = _found(message, arguments)
+        return _fail(2, f"{message}{found} (see --help)", everywhere=True)
+    except Elsewhere:
+        return 1
+    except PeerError as error:
+        return _fail(1, str(error), everywhere=True)
     except GeomhooksError as error:
         return _fail(_exit_code(error), str(error))
     except FileNotFoundError as error:
@@ -78,6 +85,9 @@ def _exit_code(error: GeomhooksError) -> int:
     return 1
 
 
-def _fail(code: int, message: str) -> int:
+def _fail(code: int, message: str, *, everywhere: bool = False) -> int:
+    """Tell a failure; one that befalls all processes of a run is told by the first."""
+    if everywhere and Ranks.started().rank:
+        return code
     print(f"geomhooks: {' '.join(message.split())}", file=sys.stderr)
     return code

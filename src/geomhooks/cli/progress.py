@@ -59,7 +59,7 @@ class Interrupts:
 
 
 @contextmanager
-def progress_bar(total: int) -> Iterator[Any]:
+def progress_bar(total: int, *, shown: bool = True) -> Iterator[Any]:
     """A bar on stderr where that is a terminal; yields what to call after each batch."""
     console = Console(stderr=True)
     columns = (
@@ -70,7 +70,9 @@ def progress_bar(total: int) -> Iterator[Any]:
         TextColumn("{task.fields[speed]:,.0f}/s"),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    bar = Progress(
+        *columns, console=console, disable=not (shown and console.is_terminal), transient=True
+    )
     with bar:
         task = bar.add_task("", total=total, tokens=0, speed=0.0)
 

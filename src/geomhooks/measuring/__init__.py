@@ -1,17 +1,28 @@
 """The engine behind the command line: texts, models, and runs that survive an interruption."""
 
-from geomhooks.measuring.errors import OutputError
+from geomhooks.measuring.errors import OutputError, ResumeError
 from geomhooks.measuring.models import Reader, load_model
-from geomhooks.measuring.outputs import check_writable, remove_unfinished, save
+from geomhooks.measuring.outputs import (
+    check_writable,
+    checkpoint_of,
+    checkpoints_beside,
+    remove_checkpoints,
+    remove_unfinished,
+    save,
+)
+from geomhooks.measuring.ranks import Elsewhere, Ranks
 from geomhooks.measuring.run import Progress, Run, Stopped
 from geomhooks.measuring.settings import Settings, check_same, statistics_named
 from geomhooks.measuring.texts import Passages, Source, TextFile
 
 __all__ = [
+    "Elsewhere",
     "OutputError",
     "Passages",
     "Progress",
+    "Ranks",
     "Reader",
+    "ResumeError",
     "Run",
     "Settings",
     "Source",
@@ -19,7 +30,10 @@ __all__ = [
     "TextFile",
     "check_same",
     "check_writable",
+    "checkpoint_of",
+    "checkpoints_beside",
     "load_model",
+    "remove_checkpoints",
     "remove_unfinished",
     "save",
     "statistics_named",

@@ -64,7 +64,12 @@ class Batch(NamedTuple):
 
 
 def batches(
-    sources: Sequence[Source], cut: Cut, size: int, pad: int = 0, cursor: Cursor = Cursor()
+    sources: Sequence[Source],
+    cut: Cut,
+    size: int,
+    pad: int = 0,
+    cursor: Cursor = Cursor(),
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """The batches that follow `cursor`.
 
@@ -74,9 +79,10 @@ def batches(
         size: contexts in a batch.
         pad: token id to fill up with; it is masked.
         cursor: ``after`` of the last batch that is done.
+        share: (i, n): of every n documents only one, counted on from text to text, is read.
     """
     start, skip = cursor._replace(batch=0), cursor.batch
-    stream = _contexts(sources, cut, start)
+    stream = _contexts(sources, cut, start, share)
     done = sum(source.size for source in sources[: start.source]) + float(start.offset)
     while window := list(islice(stream, WINDOW * size)):
         # The longest first: what does not fit in memory shows at once.
@@ -100,11 +106,15 @@ def context_id(digest: str, source: int, document: int, chunk: int) -> int:
     return int.from_bytes(hashlib.blake2b(label, digest_size=8).digest(), "big") >> 1
 
 
-def _contexts(sources: Sequence[Source], cut: Cut, cursor: Cursor) -> Iterator[_Context]:
+def _contexts(
+    sources: Sequence[Source], cut: Cut, cursor: Cursor, share: tuple[int, int]
+) -> Iterator[_Context]:
     before = float(sum(source.size for source in sources[: cursor.source]))
     place, skip = Place(cursor.offset, cursor.document), cursor.chunk
     for number, source in enumerate(sources[cursor.source :], start=cursor.source):
         for text, start, end in source.documents(place):
+            if (number + start.document) % share[1] != share[0]:
+                continue
             chunks = cut(text)
             for i in range(skip, len(chunks)):
                 yield _Context(

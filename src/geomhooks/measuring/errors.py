@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from geomhooks.errors import GeomhooksError
 
-__all__ = ["ModelError", "OutOfMemoryError", "OutputError", "ResumeError", "TextError"]
+__all__ = ["ModelError", "OutOfMemoryError", "OutputError", "PeerError", "ResumeError", "TextError"]
 
 
 class ModelError(GeomhooksError, ValueError):
@@ -21,6 +21,10 @@ class OutputError(GeomhooksError, OSError):
 
 class OutOfMemoryError(GeomhooksError, MemoryError):
     """A batch does not fit in memory; the message names a size to try."""
+
+
+class PeerError(GeomhooksError, RuntimeError):
+    """Another process of a run on several ended before it was done."""
 
 
 class ResumeError(GeomhooksError, ValueError):

@@ -9,8 +9,40 @@ from typing import Any
 
 import geomhooks as gh
 from geomhooks.measuring.errors import OutputError
+from geomhooks.measuring.ranks import Ranks
 
-__all__ = ["check_writable", "remove_unfinished", "save"]
+__all__ = [
+    "check_writable",
+    "checkpoint_of",
+    "checkpoints_beside",
+    "remove_checkpoints",
+    "remove_unfinished",
+    "save",
+]
+
+
+def checkpoint_of(path: Path, ranks: Ranks) -> Path:
+    """Where a process keeps the state of an unfinished run.
+
+    Example:
+        >>> checkpoint_of(Path("a.safetensors"), Ranks()).name
+        'a.safetensors.checkpoint'
+        >>> checkpoint_of(Path("a.safetensors"), Ranks(1, 4)).name
+        'a.safetensors.checkpoint-1-of-4'
+    """
+    which = f"-{ranks.rank}-of-{ranks.number}" if ranks.number > 1 else ""
+    return path.with_name(f"{path.name}.checkpoint{which}")
+
+
+def checkpoints_beside(path: Path) -> list[Path]:
+    """All checkpoints of unfinished runs to this output, on however many processes."""
+    return sorted(path.parent.glob(f"{escape(path.name)}.checkpoint*"))
+
+
+def remove_checkpoints(path: Path, ranks: Ranks) -> None:
+    """Remove the checkpoints of earlier runs: rank 0 all that it sees, another rank its own."""
+    for found in checkpoints_beside(path) if ranks.rank == 0 else [checkpoint_of(path, ranks)]:
+        found.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:

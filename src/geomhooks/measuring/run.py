@@ -22,6 +22,7 @@ from geomhooks.measuring.errors import (
 )
 from geomhooks.measuring.models import Reader
 from geomhooks.measuring.outputs import save
+from geomhooks.measuring.ranks import Ranks
 from geomhooks.measuring.settings import Settings, check_same, statistics_named
 from geomhooks.measuring.texts import Source
 
@@ -68,6 +69,7 @@ class Run:
         settings: what to measure, and how to cut the text.
         checkpoint: file that keeps the state of an unfinished run; ``None`` keeps none.
         every: seconds between two checkpoints.
+        ranks: the processes that share out the documents of the texts, this one among them.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class Run:
         settings: Settings,
         checkpoint: Path | None = None,
         every: float = 60.0,
+        ranks: Ranks = Ranks(),
     ) -> None:
         self.reader = reader
         self.sources = sources
         self.settings = settings
         self.checkpoint = checkpoint
         self.every = every
+        self.ranks = ranks
         self.progress = Progress(total=sum(source.size for source in sources))
         self.watch = gh.watch(
             reader.model,
@@ -117,7 +121,7 @@ class Run:
         report: Callable[[Progress], None] = lambda progress: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> gh.Geometry:
-        """Read what is left of the texts.
+        """Read what is left of the texts, of several processes each its share.
 
         Args:
             report: called after each batch.
@@ -137,11 +141,9 @@ class Run:
             self.settings.batch_size,
             self.reader.pad,
             self.progress.cursor,
+            (self.ranks.rank, self.ranks.number),
         )
         first = next(left, None)
-        if first is None and not self.progress.contexts:
-            names = ", ".join(source.name for source in self.sources)
-            raise TextError(f"there is no text in {names}")
         with torch.inference_mode(), self.watch if first else nullcontext():
             for batch in chain([first] if first else [], left):
                 self._forward(batch, device)
@@ -161,7 +163,23 @@ class Run:
                     self.save_checkpoint()
                     saved = time.monotonic()
         self.progress = replace(self.progress, done=self.progress.total, finished=True)
-        return self.watch.geometry()
+        return self._put_together()
+
+    def _put_together(self) -> gh.Geometry:
+        """What all processes have read."""
+        several = self.ranks.number > 1
+        if several and self.progress.contexts:
+            self.save_checkpoint()  # waiting for the others may take long, and may fail
+        parts = self.ranks.gather(self.progress)
+        contexts, tokens = sum(p.contexts for p in parts), sum(p.tokens for p in parts)
+        if not contexts:
+            names = ", ".join(source.name for source in self.sources)
+            raise TextError(f"there is no text in {names}")
+        with self.ranks.reaching():
+            geometry = self.watch.geometry(sync=True) if several else self.watch.geometry()
+        seconds = max(part.seconds for part in parts)
+        self.progress = replace(self.progress, contexts=contexts, tokens=tokens, seconds=seconds)
+        return geometry
 
     def save_checkpoint(self) -> None:
         """Write the state, and how far the text has been read, to one file at once."""
