@@ -236,3 +236,15 @@ def test_models_do_not_notice_what_does_not_count() -> None:
     torch.manual_seed(0)
     assert torch.equal(bare, model(input_ids=IDS).last_hidden_state)
     watch.detach()
+
+
+def test_a_watch_left_at_the_beginning_of_a_window_has_fired() -> None:
+    """No warning: what it counted was taken, and then forgotten, window by window."""
+    model = Stack(4)
+    with watched(model) as watch:
+        for value in (1.0, 2.0):
+            model(batch(value))
+            assert seen(watch) == (2, value)
+            watch.reset()
+    with pytest.warns(UserWarning, match="no hook"), watch:
+        pass

@@ -54,6 +54,7 @@ class Watch:
         # All that a hook looks at: one flag, set outside of forwards, is two compiled graphs.
         self.paused = False
         self._forwards_at_entry: dict[str, int] = {}
+        self._fired_in_earlier_window = False
 
     # Attaching
 
@@ -90,6 +91,7 @@ class Watch:
                 opener.module.register_forward_hook(close, with_kwargs=True, always_call=True)
             )
         self._forwards_at_entry = self._forwards()
+        self._fired_in_earlier_window = False
         return self
 
     def detach(self) -> None:
@@ -109,6 +111,8 @@ class Watch:
         if kind is not None:
             return
         if self._forwards() == self._forwards_at_entry:
+            if self._fired_in_earlier_window:
+                return
             warnings.warn(
                 "no hook of this watch fired while it was entered: the model was not run, or it "
                 "was compiled and run before, and its compiled code has no hooks "
@@ -217,6 +221,8 @@ class Watch:
 
     def reset(self) -> None:
         """Forget everything and begin a new window, a shard of its own."""
+        if self._forwards() != self._forwards_at_entry:
+            self._fired_in_earlier_window = True
         self._plan.reset(new_shard())
         self._forwards_at_entry = self._forwards()
 
