@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,14 @@ import torch
 from torch import nn
 
 import geomhooks as gh
-from tests.integrations.training import BLOCKS, LENGTH, examples, language_model, needs
+from tests.integrations.training import (
+    BLOCKS,
+    LENGTH,
+    examples,
+    language_model,
+    needs,
+    offline_rows,
+)
 
 needs("transformers", "trainer")
 needs("accelerate", "trainer")
@@ -263,28 +269,11 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                           eval_strategy="steps", eval_steps=3)  # fmt: skip
     trainer.train()
     wandb.finish()
+    wandb.teardown()  # waits until the file is written
     rows = list(offline_rows(tmp_path))
     for tag, name in ((f"train/{SHARE}", SHARE), (f"eval/{SHARE}", f"eval_{SHARE}")):
         found = {row["train/global_step"]: row[tag] for row in rows if tag in row}
         assert found == pytest.approx(logged(trainer, name))
-
-
-def offline_rows(folder: Path) -> Any:
-    """What Weights & Biases would upload."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
-    (path,) = folder.rglob("*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            yield {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                for item in record.history.item
-            }
 
 
 # Resuming

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,3 +41,37 @@ def examples(number: int, seed: int = 0) -> list[dict[str, Any]]:
     random = torch.Generator().manual_seed(seed)
     rows = torch.randint(1, 40, (number, LENGTH), generator=random)
     return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def offline_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """What Weights & Biases has logged offline, and would upload, row by row."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = folder.rglob("*.wandb")
+    for data in log_records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            yield {
+                item.key or ".".join(item.nested_key): json.loads(item.value_json)
+                for item in record.history.item
+            }
+
+
+def log_records(file: bytes, block: int = 1 << 15, header: int = 7) -> Iterator[bytes]:
+    """The records of a log in LevelDB's format, that begins with a header of as many bytes.
+
+    A block is a series of pieces: checksum, length, and whether the piece is a whole record (1),
+    or the first (2), a middle (3) or the last (4) part of one.
+    """
+    at, parts = header, []
+    while at + header <= len(file):
+        if block - at % block < header:
+            at += block - at % block  # too little room for a piece's header
+            continue
+        length, kind = int.from_bytes(file[at + 4 : at + 6], "little"), file[at + 6]
+        parts.append(file[at + header : at + header + length])
+        at += header + length
+        if kind in (1, 4):
+            yield b"".join(parts)
+            parts = []
