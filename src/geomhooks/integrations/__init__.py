@@ -22,7 +22,7 @@ A loop of your own takes three lines, here marked, and every scalar is a curve o
 tensor([ 3,  7, 11])
 
 With Accelerate they are the same: watch the model that was prepared, and the state of the watch is
-saved and loaded with the checkpoints of a run once it is registered::
+saved and loaded with ``accelerator.save_state`` and ``load_state`` once it is registered::
 
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     watch = gh.watch(model, when="train", every=10).attach()  # 1
@@ -35,7 +35,8 @@ saved and loaded with the checkpoints of a run once it is registered::
         if accelerator.sync_gradients:
             watch.step()  # 2
         if step % 100 == 99:
-            accelerator.log(watch.geometry().scalars(), step)
-            watch.reset()  # 3
+            scalars = watch.geometry().scalars()  # 3
+            accelerator.log({f"geometry/{name}": scalars[name] for name in scalars}, step)
+            watch.reset()
     watch.detach()
 """
