@@ -204,11 +204,13 @@ def pos_ctx(
     clipped = {"pos": max(s2_pos, 0.0), "ctx": max(s2_ctx, 0.0), "resid": max(s2_resid, 0.0)}
     whole = sum(clipped.values())
 
+    singular = np.linalg.svd(fit.pos, compute_uv=False)
     position_mean = np.stack([states[row_t == t].mean(0) for t in range(T)])
     numbers: Numbers = {
         "mean": relative_to(rms, fit.mu, rtol=1e-6),
         "position_mean": relative_to(rms, at_all_positions(position_mean, positions), rtol=1e-6),
         "pos": relative_to(spread, at_all_positions(fit.pos, positions)),
+        "stable_rank": plain(ratio((singular**2).sum(), singular[0] ** 2)),
         "ctx": relative_to(spread, fit.ctx),
         "context_id": exact(ids),
         "context_length": exact(n_c),

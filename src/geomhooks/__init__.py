@@ -11,6 +11,7 @@
 from geomhooks import errors, functional, statistics
 from geomhooks.accumulators import Accumulator, Max, Min, Moments, Sum
 from geomhooks.errors import GeomhooksError
+from geomhooks.history import History
 from geomhooks.snapshot import Geometry, load, merge
 from geomhooks.statistics import PosCtx, Sphere, Statistic
 from geomhooks.table import Table
@@ -21,6 +22,7 @@ __all__ = [
     "Accumulator",
     "Geometry",
     "GeomhooksError",
+    "History",
     "Max",
     "Min",
     "Moments",

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "FileFormatError",
     "GeomhooksError",
+    "HistoryError",
     "HookError",
     "MissingExtraError",
     "SchemaError",
@@ -37,6 +38,10 @@ class HookError(GeomhooksError, RuntimeError):
 
 class SchemaError(GeomhooksError, ValueError):
     """Two states that should fit together differ; the message names the field."""
+
+
+class HistoryError(GeomhooksError, ValueError):
+    """A history has no such step or number, or cannot take one."""
 
 
 class FileFormatError(GeomhooksError, ValueError):

@@ -3,7 +3,8 @@
 Tensors are named ``site/<name>/<statistic>/<accumulator>/<tensor>``, ``stream/...`` and
 ``model/...``. The metadata has one entry, ``geomhooks``: JSON with ``schema`` (a number that grows
 when older versions cannot read a file), ``description`` (model, shards, statistics with their
-parameters, streams, sites), ``counts``, ``versions`` and ``notes``. Of a tensor most of whose rows
+parameters, streams, sites), ``counts``, ``versions`` and ``notes``; in files of another kind than a
+geometry also ``kind``. Of a tensor most of whose rows
 hold nothing yet (a table of 4096 contexts that has seen 30), the others are stored, and their
 indices as ``<tensor>@rows``.
 """
@@ -35,16 +36,20 @@ __all__ = [
     "SCHEMA",
     "first_key_of",
     "pack_state",
+    "read_document",
     "read_file",
     "restore_tensors",
     "thin_tensors",
     "unpack_state",
+    "write_document",
     "write_file",
 ]
 
 SCHEMA = 1
 KEY = "geomhooks"
 ROWS = "@rows"
+LOADERS = {"geometry": "gh.load", "history": "gh.History.load"}
+UPGRADE = "Upgrade geomhooks: pip install -U geomhooks"
 
 
 def first_key_of(shard: str) -> int:
@@ -199,14 +204,46 @@ def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, A
         "schema": SCHEMA,
         "description": state.describe(),
         "counts": counts,
-        "versions": {"geomhooks": __version__, "torch": str(torch.__version__)},
         "notes": dict(notes or {}),
     }
+    write_document(path, document, thin_tensors(state))
+
+
+def read_file(
+    path: str | os.PathLike[str], statistics: Iterable[Statistic] = ()
+) -> tuple[State, dict[str, Any]]:
+    """Read a file; returns the state and the notes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: it is truncated, not geomhooks', or of a newer schema.
+    """
+    document, tensors = read_document(path, "geometry", SCHEMA)
     try:
-        text = json.dumps(document)
+        state = unpack_state({**document, "tensors": tensors}, statistics)
+    except SchemaError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
+        raise FileFormatError(
+            f"{os.fspath(path)}: its description does not fit together: {error!r}"
+        ) from error
+    return state, dict(document.get("notes", {}))
+
+
+def write_document(
+    path: str | os.PathLike[str], document: Mapping[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Write JSON and tensors to one file, all or nothing.
+
+    Raises:
+        SchemaError: the document is not JSON.
+        FileNotFoundError: there is no such folder.
+    """
+    versions = {"geomhooks": __version__, "torch": str(torch.__version__)}
+    try:
+        text = json.dumps({**document, "versions": versions})
     except TypeError as error:
         raise SchemaError(f"notes and statistics' parameters have to be JSON: {error}") from error
-    tensors = thin_tensors(state)
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such folder to save into: {path.parent}")
@@ -227,42 +264,34 @@ def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, A
         raise
 
 
-def read_file(
-    path: str | os.PathLike[str], statistics: Iterable[Statistic] = ()
-) -> tuple[State, dict[str, Any]]:
-    """Read a file; returns the state and the notes.
+def read_document(
+    path: str | os.PathLike[str], kind: str, schema: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read JSON and tensors from a file that holds what it should.
 
     Raises:
         FileNotFoundError: there is no such file.
-        FileFormatError: it is truncated, not geomhooks', or of a newer schema.
+        FileFormatError: it is truncated, not geomhooks', of another kind, or of a newer schema.
     """
+    name = os.fspath(path)
     if not Path(path).exists():
-        raise FileNotFoundError(f"no such file: {os.fspath(path)}")
+        raise FileNotFoundError(f"no such file: {name}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if KEY not in metadata:
-                raise FileFormatError(
-                    f"{os.fspath(path)} is a safetensors file, but not geomhooks'"
-                )
+                raise FileFormatError(f"{name} is a safetensors file, but not geomhooks'")
             document = json.loads(metadata[KEY])
-            if document.get("schema") != SCHEMA:
+            found = document.get("kind", "geometry")
+            if found != kind:
+                remedy = f"read it with {LOADERS[found]}(path)" if found in LOADERS else UPGRADE
+                raise FileFormatError(f"{name} holds a {found}, not a {kind}: {remedy}")
+            if document.get("schema") != schema:
                 raise FileFormatError(
-                    f"{os.fspath(path)} has schema {document.get('schema')!r}; this version "
-                    f"reads {SCHEMA}. "
-                    "Upgrade geomhooks: pip install -U geomhooks"
+                    f"{name} has schema {document.get('schema')!r}; this version reads {schema}. "
+                    f"{UPGRADE}"
                 )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(
-            f"{os.fspath(path)} is truncated or no geometry file: {error}"
-        ) from error
-    try:
-        state = unpack_state({**document, "tensors": tensors}, statistics)
-    except SchemaError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
-        raise FileFormatError(
-            f"{os.fspath(path)}: its description does not fit together: {error!r}"
-        ) from error
-    return state, dict(document.get("notes", {}))
+        raise FileFormatError(f"{name} is truncated or no {kind} file: {error}") from error
+    return document, tensors

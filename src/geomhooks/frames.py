@@ -35,6 +35,7 @@ class Frame:
     fired: set[str] = field(default_factory=set)
     carry: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     latest: Latest | None = None
+    counts: bool = True
 
     @property
     def grid(self) -> tuple[int, int] | None:

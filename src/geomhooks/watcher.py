@@ -26,6 +26,7 @@ from geomhooks.openers import Opener
 from geomhooks.plan import Plan, SitePlan
 from geomhooks.planning import make_plan
 from geomhooks.reductions import reduce
+from geomhooks.schedule import Schedule, When
 from geomhooks.sharded import local_tensor
 from geomhooks.sites import Selector, describe_type, find_tensor, to_batch_time_width
 from geomhooks.snapshot import Geometry
@@ -49,15 +50,20 @@ TokensFunction = Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Any] | No
 class Watch:
     """Running geometry of a model's hidden states; made by :func:`watch`."""
 
-    def __init__(self, plan: Plan, tokens: TokensFunction | None) -> None:
+    def __init__(
+        self, plan: Plan, tokens: TokensFunction | None, schedule: Schedule | None = None
+    ) -> None:
         self._plan = plan
         self._tokens_function = tokens
+        self._schedule = schedule or Schedule()
         self._handles: list[Any] = []
         self._frames: list[Frame] = []
         self._stated = Statement()
+        # All that a hook looks at: one flag, set outside of forwards, is two compiled graphs.
         self.paused = False
         self._forwards_at_entry: dict[str, int] = {}
         self._bypassed = False
+        self._fired_in_earlier_window = False
 
     # Attaching
 
@@ -94,6 +100,7 @@ class Watch:
                 opener.module.register_forward_hook(close, with_kwargs=True, always_call=True)
             )
         self._forwards_at_entry = self._forwards()
+        self._fired_in_earlier_window = False
         return self
 
     def detach(self) -> None:
@@ -113,10 +120,12 @@ class Watch:
         if kind is not None:
             return
         if self._forwards() == self._forwards_at_entry:
+            if self._fired_in_earlier_window:
+                return
             warnings.warn(
                 "no hook of this watch fired while it was entered: the model was not run, or it "
                 "was compiled and run before, and its compiled code has no hooks "
-                "(torch._dynamo.reset() makes it compile again)",
+                "(torch._dynamo.reset() makes it compile again)" + self._schedule.hint,
                 stacklevel=2,
             )
         else:
@@ -127,20 +136,38 @@ class Watch:
 
         The hooks stay on. For forwards, not for the middle of one.
         """
-        before, self.paused = self.paused, True
+        before, self._schedule.held = self._schedule.held, True
+        self.paused = True
 
         @contextmanager
         def until_the_end() -> Iterator[None]:
             try:
                 yield
             finally:
-                self.paused = before
+                self._schedule.held = before
+                self.paused = not self._schedule.counts
 
         return until_the_end()
 
     def resume(self) -> None:
-        """Count again after :meth:`pause`."""
-        self.paused = False
+        """Count again after :meth:`pause`; with ``every=n`` at the steps that count."""
+        self._schedule.held = False
+        self.paused = not self._schedule.counts
+
+    def step(self, number: int | None = None) -> None:
+        """Say, between two forwards, that the next training step begins.
+
+        A step may be several forwards, such as those whose gradients are accumulated. With
+        ``every=n`` the forwards of steps 0, n, 2n, ... count; before the first call it is step 0.
+
+        Args:
+            number: of the step that begins; by default one more than the last.
+
+        Raises:
+            WatchError: no step has such a number.
+        """
+        self._schedule.step_to(number)
+        self.paused = not self._schedule.counts
 
     @contextmanager
     def tokens(
@@ -212,11 +239,14 @@ class Watch:
                 "contexts=).",
                 stacklevel=2,
             )
-        return Geometry(self._plan.snapshot(), strict=strict)
+        try:
+            return Geometry(self._plan.snapshot(), strict=strict)
+        except WatchError as error:
+            raise WatchError(f"{error}{self._schedule.hint}") from None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted so far, to go on from with :meth:`load_state_dict`."""
-        return self._plan.state_dict()
+        return self._plan.state_dict() | {"step": self._schedule.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: of this watch, of another on the same model, or of a file.
@@ -226,9 +256,12 @@ class Watch:
                 changed then.
         """
         self._plan.load_state_dict(state)
+        self.step(state.get("step", self._schedule.step))
 
     def reset(self) -> None:
         """Forget everything and begin a new window, a shard of its own."""
+        if self._forwards() != self._forwards_at_entry:
+            self._fired_in_earlier_window = True
         self._plan.reset(new_shard())
         self._bypassed = False
         self._forwards_at_entry = self._forwards()
@@ -270,6 +303,7 @@ class Watch:
         if call is None and self._frames and not own:
             self._frames.append(self._frames[-1])
             return
+        counts = self._schedule.counts_mode(module.training)
         if call is None:
             call = read_plain_call(arguments)
         stated = self._stated
@@ -277,7 +311,7 @@ class Watch:
             said = self._tokens_function(module, arguments)
             if said is not None:
                 stated = add_statement(stated, said)
-        self._frames.append(Frame(call, stated))
+        self._frames.append(Frame(call, stated, counts=counts))
 
     def close_stream(self, *, completed: bool) -> None:
         """Drop the frame of a call that has returned, or raised and so returned nothing."""
@@ -296,9 +330,13 @@ class Watch:
         """Add what one site shows in this forward."""
         name = site.place.name
         alone = not self._frames  # called by itself, outside of any call that opens a stream
+        frame = Frame(Call(), self._stated) if alone else self._frames[-1]
+        if alone:
+            frame.counts = self._schedule.counts_mode(site.place.module.training)
+        if not frame.counts:
+            return
         if alone and self._stated.contexts is None:
             self._bypassed = True
-        frame = Frame(Call(), self._stated) if alone else self._frames[-1]
         found = find_tensor(out)
         if found is None:
             side = "input" if site.place.is_input else "output"
@@ -400,6 +438,8 @@ def watch(
     layout: str | Mapping[str, str] | None = None,
     tokens: TokensFunction | None = None,
     example: Any = None,
+    when: When = "all",
+    every: int = 1,
 ) -> Watch:
     """Measure the geometry of a model's hidden states while it runs.
 
@@ -437,12 +477,18 @@ def watch(
             ``groups``, or None.
         example: a batch to run once (a dictionary, a tuple of arguments, or one tensor), so that
             the state can be allocated before the first forward where the model has no config.
+        when: which forwards count: those of the model in training (``"train"``, after
+            ``model.train()``), in evaluation (``"eval"``), or ``"all"``. What decides is the
+            ``training`` flag of the module whose call opens the token stream.
+        every: count the forwards of every n-th step only, those of steps 0, n, 2n, ...;
+            :meth:`Watch.step` says where a step ends.
 
     Returns:
         A :class:`Watch`, to be entered with ``with`` or attached.
 
     Raises:
         SiteError: no module matches, or a statistic cannot be taken at a site.
+        WatchError: ``when`` or ``every`` is none of what is allowed.
 
     Example:
         >>> import torch, geomhooks as gh
@@ -457,6 +503,7 @@ def watch(
         >>> geometry["layers.1"].pos_ctx.pos.shape
         torch.Size([5, 8])
     """
+    schedule = Schedule(when, every)
     plan = make_plan(
         model,
         sites,
@@ -468,12 +515,11 @@ def watch(
         shard=new_shard(),
     )
     prepare(plan.root.parameters())
-    made = Watch(plan, tokens)
-    if example is not None:
-        run_example(made, plan.root, example)
+    if example is not None:  # whatever mode the model is in
+        run_example(Watch(plan, tokens), plan.root, example)
     else:
         plan.allocate_from_config()
-    return made
+    return Watch(plan, tokens, schedule)
 
 
 def silence(silent: Sequence[str], number: int) -> HookError:

@@ -1,4 +1,4 @@
-"""The command line: ``geomhooks demo``, ``geomhooks measure`` and ``geomhooks merge``."""
+"""The command line: ``geomhooks demo``, ``demo train``, ``measure`` and ``merge``."""
 
 from __future__ import annotations
 

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 import geomhooks as gh
 from geomhooks import measuring
 from geomhooks.cli import demo as demonstration
+from geomhooks.cli import training
 from geomhooks.cli.failures import EXIT_CODES, guarded
-from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar
+from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar, steps_bar
 from geomhooks.cli.table import table
 
 __all__ = ["app", "run"]
@@ -59,14 +61,24 @@ def _common(
     """Measure the geometry of a network's hidden states while it runs."""
 
 
-@app.command()
+demos = typer.Typer(rich_markup_mode=None)
+app.add_typer(demos, name="demo")
+
+
+@demos.callback(invoke_without_command=True)
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Geometry file to write.")] = Path(
         "geomhooks-demo.safetensors"
     ),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto picks.")] = "auto",
 ) -> None:
-    """Measure a small real model (MiniLM) on Python's own documentation, in a minute or two."""
+    """Measure a small real model (MiniLM) on Python's own documentation, in a minute or two.
+
+    With "train": watch the geometry of another model while it is trained on the same texts.
+    """
+    if context.invoked_subcommand is not None:
+        return
     measuring.check_writable(out)
     folder = demonstration.minilm()
     text = demonstration.documentation()
@@ -93,6 +105,41 @@ def demo(
         "or this geometry in Python:\n"
         f'  import geomhooks as gh; geometry = gh.load("{out}")\n'
         f'  geometry["{geometry.sites[-1]}"].pos_ctx.pos   # (T, d)'
+    )
+
+
+@demos.command()
+def train(
+    out: Annotated[Path, typer.Option(help="History file to write.")] = Path(
+        "geomhooks-demo-train.safetensors"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = training.STEPS,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+) -> None:
+    """Train a small language model on Python's documentation; see its geometry move."""
+    measuring.check_writable(out)
+    _quieten_libraries()
+    with Interrupts() as interrupts, steps_bar(steps) as report:
+        history = training.train(steps, device, report, stop=lambda: bool(interrupts.signal))
+    try:
+        history.save(out)
+    except OSError as error:
+        raise measuring.OutputError(f"cannot write {out}: {error.strerror or error}") from error
+    for shown in training.tables(history):
+        _print_table(shown)
+    if interrupts.signal:
+        raise Interrupted(f"stopped early; wrote {out}", interrupts.signal)
+    last = history[history.steps[-1]].sites[-1]
+    typer.echo(
+        "A GPT-2 of random weights learns to predict bytes; at each step the same held-out text\n"
+        "is measured. pos is the part of the hidden states that belongs to the position, ctx to\n"
+        "the text; the stable rank of pos says in how many directions positions differ; the step\n"
+        "angle lies between the input and the output of a block.\n"
+        f"\nwrote {out} ({out.stat().st_size / 1e6:.1f} MB); in Python:\n"
+        f'  import geomhooks as gh; history = gh.History.load("{out}")\n'
+        f'  steps, values = history.curve("{last}/pos_ctx/shares/pos")\n'
+        f'  history[{history.steps[-1]}]["{last}"].pos_ctx.pos   # (T, d)\n'
+        "examples/train_gpt2.py is the loop to copy."
     )
 
 
@@ -289,11 +336,11 @@ def _read(whole: measuring.Run, out: Path) -> gh.Geometry:
     return geometry
 
 
-def _print_table(geometry: gh.Geometry) -> None:
+def _print_table(shown: gh.Geometry | Table) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # whoever reads a pipe wants whole names
-    console.print(table(geometry))
+    console.print(table(shown) if isinstance(shown, gh.Geometry) else shown)
 
 
 def _check_earlier_runs(

@@ -19,7 +19,7 @@ from rich.progress import (
 
 from geomhooks import measuring
 
-__all__ = ["Interrupted", "Interrupts", "progress_bar"]
+__all__ = ["Interrupted", "Interrupts", "progress_bar", "steps_bar"]
 
 
 class Interrupted(Exception):
@@ -85,3 +85,19 @@ def progress_bar(total: int, *, shown: bool = True) -> Iterator[Any]:
             )
 
         yield report
+
+
+@contextmanager
+def steps_bar(total: int) -> Iterator[Any]:
+    """A bar on stderr where that is a terminal; yields what to call after each training step."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        TextColumn("step {task.completed} of {task.total}, loss {task.fields[loss]:.2f}"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    with bar:
+        task = bar.add_task("", total=total, loss=float("nan"))
+        yield lambda progress: bar.update(task, completed=progress.step, loss=progress.loss)

@@ -12,6 +12,7 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator
 from geomhooks.contexts import Contexts
 from geomhooks.errors import SiteError
+from geomhooks.functional.rank import stable_rank
 from geomhooks.functional.two_way import (
     singular_value_floor,
     variance_components,
@@ -53,6 +54,8 @@ class PosCtx(Statistic):
 
     - ``mean`` (d,) mu; ``pos`` (T, d); ``ctx`` (C, d) of the contexts kept, with ``context_id``,
       ``context_length`` and ``context_group`` (C,).
+    - ``stable_rank``: |pos|_F^2 / |pos|_op^2, how many directions pos uses; the smallest are 1,
+      positions on a line, and about 2, positions on a circle.
     - ``position_mean`` (T, d), plain means over the tokens at each position; ``position_count``
       (T,); ``count``, ``contexts``, ``split_contexts``: tokens, contexts closed or open, and how
       many of those kept went on after they had been closed.
@@ -262,6 +265,7 @@ class PosCtx(Statistic):
         result |= {
             "mean": a_mean + ctx_mean,
             "pos": scatter_rows(pos, seen),
+            "stable_rank": stable_rank(pos),
             "ctx": ctx - ctx_mean,
             "components": Result(**components._asdict()),
             "corrected_shares": Result(
@@ -303,12 +307,22 @@ class PosCtx(Statistic):
         )
         fitted = {name: Unavailable(reason) for name in FITTED}
         shares = describe(ss_pos, ss_ctx, ss_resid, torch.zeros_like(ss_pos))
-        return fitted | shares | {"mean": mean, "pos": scatter_rows(pos, seen), "ctx": ctx}
+        return (
+            fitted
+            | shares
+            | {
+                "mean": mean,
+                "pos": scatter_rows(pos, seen),
+                "stable_rank": stable_rank(pos),
+                "ctx": ctx,
+            }
+        )
 
 
 FITTED = [
     "mean",
     "pos",
+    "stable_rank",
     "ctx",
     "shares",
     "cross_share",

@@ -1,0 +1,264 @@
+"""``GeometryCallback`` for the Trainer of Hugging Face transformers.
+
+    trainer = Trainer(model, args, train_dataset=data, callbacks=[GeometryCallback()])
+    trainer.train()
+
+Wherever the Trainer logs its loss, it logs the geometry of the steps since the last time, under
+``geometry/<site>/<statistic>/...``, which reach TensorBoard and Weights & Biases as ``train/...``,
+and after each evaluation ``eval_geometry/...``, which reach them as ``eval/geometry/...``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geomhooks.errors import MissingExtraError, WatchError
+from geomhooks.files import pack_state, read_file, unpack_state, write_file
+from geomhooks.history import History, Snapshots
+from geomhooks.integrations.monitor import DEFAULT_SCALARS, TRAIN, Monitor
+from geomhooks.schedule import When
+from geomhooks.statistics.base import Statistic
+
+try:
+    from transformers import Trainer, TrainerCallback
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+except ImportError as error:
+    raise MissingExtraError(
+        "GeometryCallback needs transformers and accelerate: pip install 'geomhooks[trainer]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["GeometryCallback"]
+
+
+class GeometryCallback(TrainerCallback):  # type: ignore[misc]
+    """Logs the geometry of a model while a Trainer trains and evaluates it.
+
+    The state is saved with the Trainer's checkpoints, one file a process, and a run that is resumed
+    from one ends with the same numbers as one that was not interrupted. Each process measures what
+    it saw, and the first one logs.
+
+    The hooks come off when training ends, also by an exception: of a callback that was given to
+    ``Trainer(callbacks=[...])``, because it wraps the ``train`` of that one trainer; of a callback
+    that was added later, where the training stands in ``with callback:``.
+
+    Args:
+        sites: as :func:`geomhooks.watch` takes them.
+        statistics: the same; by default ``[PosCtx(contexts=256), Sphere()]``, which keeps fewer
+            contexts than a watch by default does, for there are two states, and they are in every
+            checkpoint.
+        when: what to measure: "train", "eval", or "all", each apart from the other.
+        every: count the forwards of every n-th step of training only.
+        window: begin anew after each logging, so that a number is of the steps since the last one;
+            False gives numbers of all steps so far.
+        scalars: globs over the names of scalars to log; ``"*"`` logs all, some hundred a site.
+        history: file to keep a :class:`geomhooks.History` of training in, with all scalars of every
+            logging; an evaluation goes to a file beside it, such as ``history.eval.safetensors``.
+        snapshots: of how many steps the history keeps the whole geometry.
+        options: further arguments of :func:`geomhooks.watch`, such as ``positions``.
+
+    Raises:
+        WatchError, HistoryError: an argument is none of what is allowed; or training begins, and
+            the file of the history is there already.
+    """
+
+    def __init__(
+        self,
+        sites: Any = None,
+        statistics: Sequence[Statistic] | Mapping[Any, Sequence[Statistic]] | None = None,
+        *,
+        when: When = "all",
+        every: int = 1,
+        window: bool = True,
+        scalars: str | Sequence[str] = DEFAULT_SCALARS,
+        history: str | os.PathLike[str] | None = None,
+        snapshots: Snapshots = 0,
+        **options: Any,
+    ) -> None:
+        self.monitor = Monitor(
+            sites=sites,
+            statistics=statistics,
+            when=when,
+            every=every,
+            window=window,
+            scalars=scalars,
+            history=history,
+            snapshots=snapshots,
+            **options,
+        )
+        self._trainer: Trainer | None = None
+        self._logging = False
+
+    @property
+    def histories(self) -> dict[str, History]:
+        """The histories of this run: "train", and "eval" or the prefixes of several data sets."""
+        return self.monitor.histories
+
+    def close(self) -> None:
+        """Take the hooks off and write the histories, as the end of training does."""
+        self.monitor.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Events of the Trainer
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """See to it that the end of training is noticed, however it comes."""
+        trainer, _frame = calling_trainer()
+        if trainer is not None:
+            trainer.train = closing(trainer.train, self)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Put the hooks on, and go on from a checkpoint's state."""
+        self._trainer, arguments = calling_trainer()
+        if self._trainer is None:
+            raise WatchError(
+                "GeometryCallback was called by no transformers.Trainer, through which it logs; "
+                "give it to one: Trainer(..., callbacks=[GeometryCallback()])"
+            )
+        monitor = self.monitor
+        monitor.keeps_history = state.is_world_process_zero
+        if state.global_step:
+            folder = arguments.get("resume_from_checkpoint")
+            if not isinstance(folder, (str, os.PathLike)):
+                folder = checkpoint_folder(args, state)
+            self._load(Path(folder) / state_file(args), state.global_step)
+        monitor.start_train(given["model"], state.global_step)
+        if str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
+            monitor.start_evaluation(given["model"])
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A step of the optimizer begins; its forwards may be several."""
+        self.monitor.begin_step(state.global_step)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Where the loss of training is logged, log the geometry."""
+        if not self._logging and "loss" in (logs or {}):
+            scalars = self.monitor.take_train(state.global_step)
+            self._log({f"geometry/{name}": value for name, value in scalars.items()})
+
+    def on_evaluate(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        metrics: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Log the geometry of the evaluation, under the prefix of its metrics."""
+        prefix = prefix_of(metrics or {})
+        scalars = self.monitor.take_evaluation(state.global_step, prefix)
+        self._log({f"{prefix}_geometry/{name}": value for name, value in scalars.items()})
+
+    def on_predict(self, args: Any, state: Any, control: Any, *_: Any, **__: Any) -> None:
+        """Predictions are no evaluation."""
+        self.monitor.forget_evaluation()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put the state beside the checkpoint's."""
+        packed = self.monitor.state_dict()
+        self.monitor.save_histories()
+        if packed is None:
+            return
+        folder = checkpoint_folder(args, state)
+        if not folder.is_dir():
+            warnings.warn(
+                f"there is no {folder} to save the state of GeometryCallback in; what is resumed "
+                "from this checkpoint begins to count anew",
+                stacklevel=2,
+            )
+            return
+        statistics = self.monitor.statistics
+        notes = {"step": packed["step"]}
+        write_file(folder / state_file(args), unpack_state(packed, statistics), notes)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the hooks off."""
+        self.close()
+
+    # Of its own
+
+    def _load(self, path: Path, step: int) -> None:
+        if not path.exists():
+            warnings.warn(
+                f"GeometryCallback found no state at {path}: it begins to count at step {step}",
+                stacklevel=2,
+            )
+            return
+        state, _ = read_file(path, self.monitor.statistics)
+        self.monitor.load_state_dict(pack_state(state))
+
+    def _log(self, scalars: dict[str, float]) -> None:
+        """Through the Trainer's own logging, but not on the screen: they are too many."""
+        if not scalars or self._trainer is None:
+            return
+        handler, control = self._trainer.callback_handler, self._trainer.control
+        callbacks, should_log = handler.callbacks, control.should_log
+        screens = (PrinterCallback, ProgressCallback)
+        self._logging = True
+        handler.callbacks = [c for c in callbacks if not isinstance(c, screens)]
+        try:
+            self._trainer.log(dict(scalars))
+        finally:
+            handler.callbacks, control.should_log = callbacks, should_log
+            self._logging = False
+
+
+def calling_trainer() -> tuple[Trainer | None, dict[str, Any]]:
+    """The Trainer whose event this is, and the local names of its method that raised it.
+
+    A Trainer tells its callbacks everything but itself and the folder that it resumes from.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        names = frame.f_locals
+        if isinstance(names.get("self"), Trainer):
+            return names["self"], dict(names)
+        frame = frame.f_back
+    return None, {}
+
+
+def closing(train: Any, callback: GeometryCallback) -> Any:
+    """A function that trains, after which the callback is closed, however it ends."""
+
+    @functools.wraps(train)
+    def train_and_close(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return train(*args, **kwargs)
+        finally:
+            callback.close()
+
+    return train_and_close
+
+
+def checkpoint_folder(args: Any, state: Any) -> Path:
+    """Where the Trainer saves a checkpoint of this step."""
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def state_file(args: Any) -> str:
+    """Name of the file for the state of one process."""
+    return f"geomhooks-{TRAIN}-{args.process_index}.safetensors"
+
+
+def prefix_of(metrics: Mapping[str, Any]) -> str:
+    """The prefix of an evaluation's metrics: "eval", or that and the name of its data set."""
+    for name in metrics:
+        if name.endswith("_runtime"):
+            return name.removesuffix("_runtime")
+    return "eval"

@@ -1,0 +1,172 @@
+"""``GeometryCallback`` for the Trainer of Lightning, imported as ``lightning`` or the older name.
+
+    trainer = Trainer(callbacks=[GeometryCallback()])
+    trainer.fit(module, data)
+
+Wherever the Trainer logs, every ``log_every_n_steps`` steps, it logs the geometry of the steps
+since the last time as ``train_geometry/<site>/<statistic>/...``, and after each validation
+``val_geometry/...``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from geomhooks.errors import MissingExtraError
+from geomhooks.history import History, Snapshots
+from geomhooks.integrations.monitor import DEFAULT_SCALARS, Monitor
+from geomhooks.schedule import When
+from geomhooks.statistics.base import Statistic
+
+__all__ = ["GeometryCallback"]
+
+
+def find_lightning() -> Any:
+    """The module of the two that this process uses already, else the one that is installed."""
+    names = ["lightning.pytorch", "pytorch_lightning"]
+    for name in sorted(names, key=lambda name: name not in sys.modules):
+        with suppress(ImportError):
+            return import_module(name)
+    raise MissingExtraError("GeometryCallback needs Lightning: pip install 'geomhooks[lightning]'")
+
+
+if TYPE_CHECKING:
+    Callback = object
+else:
+    Callback = find_lightning().Callback
+
+
+class GeometryCallback(Callback):
+    """Logs the geometry of a module while Lightning trains and validates it.
+
+    The state is in Lightning's checkpoints, and a run that goes on from one ends with the same
+    numbers as one that was not interrupted. The forwards of the sanity check before training do
+    not count. Each process measures what it saw. The hooks come off when the Trainer is done, also
+    by an exception.
+
+    Args:
+        sites: as :func:`geomhooks.watch` takes them; their names are those of the LightningModule.
+        statistics: the same; by default ``[PosCtx(contexts=256), Sphere()]``, which keeps fewer
+            contexts than a watch by default does, for there are two states, and they are in every
+            checkpoint.
+        when: what to measure: "train", "eval" (validation), or "all", each apart from the other.
+        every: count the forwards of every n-th step of training only; a step is one of the
+            optimizer's, ``trainer.global_step``.
+        window: begin anew after each logging, so that a number is of the steps since the last one;
+            False gives numbers of all steps so far.
+        scalars: globs over the names of scalars to log; ``"*"`` logs all, some hundred a site.
+        history: file to keep a :class:`geomhooks.History` of training in, with all scalars of every
+            logging; validation goes to a file beside it, such as ``history.val.safetensors``.
+        snapshots: of how many steps the history keeps the whole geometry.
+        options: further arguments of :func:`geomhooks.watch`, such as ``positions``.
+
+    Raises:
+        WatchError, HistoryError: an argument is none of what is allowed; or training begins, and
+            the file of the history is there already.
+    """
+
+    def __init__(
+        self,
+        sites: Any = None,
+        statistics: Sequence[Statistic] | Mapping[Any, Sequence[Statistic]] | None = None,
+        *,
+        when: When = "all",
+        every: int = 1,
+        window: bool = True,
+        scalars: str | Sequence[str] = DEFAULT_SCALARS,
+        history: str | os.PathLike[str] | None = None,
+        snapshots: Snapshots = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.monitor = Monitor(
+            sites=sites,
+            statistics=statistics,
+            when=when,
+            every=every,
+            window=window,
+            scalars=scalars,
+            history=history,
+            snapshots=snapshots,
+            **options,
+        )
+        self._stepped = 0  # batches that ended with a step of the optimizer, as Lightning counts
+        self._last_step = 0
+
+    @property
+    def histories(self) -> dict[str, History]:
+        """The histories of this run: "train" and "val"."""
+        return self.monitor.histories
+
+    # Training
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put the hooks on, after the sanity check."""
+        self._last_step = trainer.global_step
+        if not trainer.global_step:
+            self._stepped = 0
+        self.monitor.keeps_history = trainer.is_global_zero
+        self.monitor.start_train(pl_module, trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
+        """A batch begins, perhaps one of several whose gradients are accumulated."""
+        self.monitor.begin_step(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Log at those steps at which Lightning logs."""
+        if trainer.global_step == self._last_step:
+            return  # gradients are accumulated
+        self._last_step = trainer.global_step
+        self._stepped += 1
+        every = trainer.log_every_n_steps
+        if every and self._stepped % every == 0:
+            scalars = self.monitor.take_train(trainer.global_step)
+            named = {f"train_geometry/{name}": value for name, value in scalars.items()}
+            pl_module.log_dict(named, on_step=True, on_epoch=False, batch_size=1)
+
+    # Validation
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put the hooks for validation on, the first time."""
+        if not trainer.sanity_checking:
+            self.monitor.start_evaluation(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log what validation has shown."""
+        if not trainer.sanity_checking:
+            scalars = self.monitor.take_evaluation(trainer.global_step, "val")
+            named = {f"val_geometry/{name}": value for name, value in scalars.items()}
+            pl_module.log_dict(named, on_step=False, on_epoch=True, batch_size=1)
+
+    # Ending
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write the histories."""
+        self.monitor.save_histories()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Take the hooks off."""
+        self.monitor.stop()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Take the hooks off."""
+        self.monitor.stop()
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted in training, for Lightning's checkpoints."""
+        return {"train": self.monitor.state_dict(), "stepped": self._stepped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._stepped = state_dict["stepped"]
+        if state_dict["train"] is not None:
+            self.monitor.load_state_dict(state_dict["train"])

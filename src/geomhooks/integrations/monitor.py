@@ -1,0 +1,247 @@
+"""What the callbacks of all training libraries do: watch, take windows, log, and keep a history.
+
+Training and evaluation have a watch each, so that neither counts in the other's numbers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import time
+from collections.abc import Mapping, Sequence
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from geomhooks.errors import HistoryError, WatchError
+from geomhooks.history import History, Snapshots, select_scalars
+from geomhooks.planning import read_wishes
+from geomhooks.schedule import Schedule, When
+from geomhooks.snapshot import Geometry
+from geomhooks.statistics import PosCtx, Sphere
+from geomhooks.statistics.base import Statistic
+from geomhooks.watcher import Watch, watch
+
+__all__ = ["DEFAULT_SCALARS", "Monitor"]
+
+DEFAULT_SCALARS = (
+    "*/pos_ctx/shares/*",
+    "*/pos_ctx/stable_rank",
+    "*/sphere/norm/mean",
+    "*/sphere/step_angle/mean",
+    "*/sphere/anisotropy",
+)
+DEFAULT_CONTEXTS = 256
+SAVE_SECONDS = 60.0
+TRAIN = "train"
+
+
+class Monitor:
+    """The geometry of a model in training, step by step.
+
+    Args:
+        sites: as :func:`geomhooks.watch` takes them.
+        statistics: the same; by default ``[PosCtx(contexts=256), Sphere()]``, which keeps fewer
+            contexts than a watch by default does, for there are two states, and they are in every
+            checkpoint.
+        when: what to measure: "train", "eval", or "all", both apart.
+        every: count the forwards of every n-th step of training only.
+        window: begin anew after each logging, so that a number is of the steps since the last one;
+            False gives numbers of all steps so far.
+        scalars: globs over the names of scalars to log; ``"*"`` logs all, some hundred a site.
+        history: file to keep a :class:`geomhooks.History` of training in, all scalars of every
+            logging; evaluation goes to a file beside it, ``history.eval.safetensors``.
+        snapshots: of how many steps the history keeps the whole geometry.
+        options: further arguments of :func:`geomhooks.watch`, such as ``positions``.
+
+    Raises:
+        WatchError, HistoryError, SiteError: an argument is none of what is allowed.
+    """
+
+    def __init__(
+        self,
+        *,
+        sites: Any = None,
+        statistics: Sequence[Statistic] | Mapping[Any, Sequence[Statistic]] | None = None,
+        when: When = "all",
+        every: int = 1,
+        window: bool = True,
+        scalars: str | Sequence[str] = DEFAULT_SCALARS,
+        history: str | os.PathLike[str] | None = None,
+        snapshots: Snapshots = 0,
+        **options: Any,
+    ) -> None:
+        Schedule(when, every)  # raises now rather than when training has begun
+        unknown = set(options) - set(inspect.signature(watch).parameters)
+        if unknown:
+            raise TypeError(f"no such argument: {', '.join(sorted(unknown))}; gh.watch has none")
+        if statistics is None:
+            statistics = [PosCtx(contexts=DEFAULT_CONTEXTS), Sphere()]
+        self.statistics = [s for _, chosen in read_wishes(None, statistics) for s in chosen]
+        self._watch = {"sites": sites, "statistics": statistics, **options}
+        self._when = when
+        self._every = every
+        self._window = window
+        self._scalars = (scalars,) if isinstance(scalars, str) else tuple(scalars)
+        self._strict = scalars is not DEFAULT_SCALARS
+        self._path = None if history is None else Path(history)
+        self._snapshots = snapshots
+        self._new_history()
+        self._written: set[Path] = set()
+        self._start = 0
+        self._saved_at = time.monotonic()
+        self._a_step_counted = False
+        self._state: Mapping[str, Any] | None = None
+        self.keeps_history = True
+        self.train: Watch | None = None
+        self.evaluation: Watch | None = None
+        self.histories: dict[str, History] = {}
+
+    # Beginning and ending
+
+    def start_train(self, model: nn.Module, step: int) -> None:
+        """Watch a model that begins, or goes on, to train.
+
+        Raises:
+            HistoryError: training begins, and the file of the history is there already.
+        """
+        self.stop()
+        self._open_histories(step)
+        self._a_step_counted = False
+        if self._when != "eval":
+            self.train = watch(model, when="train", every=self._every, **self._watch)
+            if self._state is not None:
+                self.train.load_state_dict(self._state)
+            self.train.step(step)
+            self.train.attach()
+        self._state = None
+
+    def start_evaluation(self, model: nn.Module) -> None:
+        """Watch a model that is, or will be, evaluated."""
+        if self._when != "train" and self.evaluation is None:
+            self.evaluation = watch(model, when="eval", **self._watch).attach()
+
+    def stop(self) -> None:
+        """Take the hooks off and write the histories; what was counted may still be read."""
+        for watched in (self.train, self.evaluation):
+            if watched is not None:
+                watched.detach()
+        self.evaluation = None
+        self.save_histories()
+
+    # Steps and windows
+
+    def begin_step(self, step: int) -> None:
+        """A step of training begins."""
+        if self.train is not None:
+            self.train.step(step)
+            self._a_step_counted |= not self.train.paused
+
+    def take_train(self, step: int) -> dict[str, float]:
+        """What to log of training since the last time; nothing where no step has counted."""
+        if self.train is None:
+            return {}
+        try:
+            geometry = self.train.geometry()
+        except WatchError:
+            if self._a_step_counted:
+                raise
+            return {}
+        if self._window:
+            self.train.reset()
+            self._a_step_counted = False
+        return self._take(step, geometry, TRAIN)
+
+    def take_evaluation(self, step: int, series: str = "eval") -> dict[str, float]:
+        """What to log of the evaluation that has ended; the next one begins anew."""
+        if self.evaluation is None:
+            return {}
+        geometry = self.evaluation.geometry()
+        self.evaluation.reset()
+        return self._take(step, geometry, series)
+
+    def forget_evaluation(self) -> None:
+        """Drop what was counted in evaluation mode since the last evaluation."""
+        if self.evaluation is not None:
+            self.evaluation.reset()
+
+    def _take(self, step: int, geometry: Geometry, series: str) -> dict[str, float]:
+        scalars = geometry.scalars()
+        if self._strict:
+            self._check_patterns(scalars)
+        history = self._history(series)
+        if history is not None:
+            history.cut(step - 1)  # of two evaluations at one step the later one stays
+            history.append(step, geometry)
+            if time.monotonic() - self._saved_at > SAVE_SECONDS:
+                self.save_histories()
+        return select_scalars(scalars, self._scalars)
+
+    def _check_patterns(self, scalars: Mapping[str, float]) -> None:
+        for pattern in self._scalars:
+            if not select_scalars(scalars, [pattern]):
+                near = difflib.get_close_matches(pattern, scalars, n=3, cutoff=0.3)
+                raise WatchError(
+                    f"scalars={pattern!r} matches none of the {len(scalars)} scalars, such as "
+                    f"{', '.join(near or list(scalars)[:3])}; geometry.scalars() has them all"
+                )
+
+    # State
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What was counted in training, to go on from; None where training is not watched."""
+        return None if self.train is None else self.train.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What the next :meth:`start_train` goes on from."""
+        self._state = state
+
+    # Histories
+
+    def _path_of(self, series: str) -> Path:
+        assert self._path is not None
+        if series == TRAIN:
+            return self._path
+        return self._path.with_name(f"{self._path.stem}.{series}{self._path.suffix}")
+
+    def _open_histories(self, step: int) -> None:
+        """Begin histories, or go on with those of the steps up to this one."""
+        self.histories = {}
+        self._start = step
+        if self._path is None or not self.keeps_history:
+            return
+        others = self._path.parent.glob(f"{escape(self._path.stem)}.*{escape(self._path.suffix)}")
+        found = [path for path in (self._path, *others) if path.exists()]
+        if step == 0 and not self._written.issuperset(found):
+            raise HistoryError(
+                f"{found[0]} holds the history of another run; name another file, or remove it"
+            )
+        self._history(TRAIN)
+
+    def _history(self, series: str) -> History | None:
+        """The history of a series; in a run that goes on, with the steps up to where it does."""
+        if self._path is None or not self.keeps_history:
+            return None
+        if series not in self.histories:
+            path = self._path_of(series)
+            if self._start > 0 and path.exists():
+                history = History.load(path, statistics=self.statistics)
+                history.cut(self._start)
+            else:
+                history = self._new_history()
+            self.histories[series] = history
+        return self.histories[series]
+
+    def _new_history(self) -> History:
+        return History(snapshots=self._snapshots)
+
+    def save_histories(self) -> None:
+        """Write all histories to their files."""
+        for series, history in self.histories.items():
+            if len(history):
+                history.save(self._path_of(series))
+                self._written.add(self._path_of(series))
+        self._saved_at = time.monotonic()
