@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "tests.distributed.program"
-SECONDS = 240
+SECONDS = 400
 
 
 def torchrun(

@@ -22,7 +22,7 @@ CHECKS = [*states.CHECKS, *wrappers.CHECKS]
 
 def main() -> None:
     distributed.PIECE = 5000  # so that a message takes many
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=180))
     noted: dict[str, str] = {}
     check: Callable[[], None] = main
     try:

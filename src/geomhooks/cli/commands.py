@@ -204,11 +204,11 @@ def measure(
     out the documents, keep a checkpoint each, and write one file.
     """
     ranks = measuring.Ranks.started()
-    checkpoint = measuring.checkpoint_of(out, ranks)
 
     def prepare() -> measuring.Run | gh.Geometry:
         """The run that is to be done, or the geometry that is there already."""
         measuring.check_writable(out)
+        checkpoint = measuring.checkpoint_of(out, ranks)
         _check_earlier_runs(out, ranks, resume=resume, overwrite=overwrite)
         _check_names(statistics, sites)
         sources = [measuring.TextFile.open(path, documents, field) for path in text]
