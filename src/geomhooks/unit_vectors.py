@@ -99,7 +99,7 @@ class UnitVectors(Accumulator):
     def merge(self, other: UnitVectors, plan: Any = None) -> None:
         """Add the other's vectors, moved to this one's e."""
         device = self["square"].device
-        if not bool(self["count"].any()):
+        if not bool(self["count"].any()) and not bool(self["about"].any()):
             self["about"].copy_(other["about"].to(device))
         theirs = {name: tensor.to(device) for name, tensor in other.tensors.items()}
         delta = (theirs["about"] - self["about"])[:, None]
