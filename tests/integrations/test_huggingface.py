@@ -199,6 +199,43 @@ def test_counts_under_other_ways_to_train(tmp_path: Path, options: dict[str, Any
     assert set(logged(trainer, non_finite).values()) == {0.0}
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_model(tmp_path: Path) -> None:
+    """Steps 0 and 2 count, of those that the loss of step 4 is of."""
+    torch._dynamo.reset()
+    trainer = new_trainer(
+        tmp_path,
+        GeometryCallback(every=2, statistics=[gh.PosCtx(contexts=8)], scalars="*", when="train"),
+        language_model(n_layer=1),
+        torch_compile=True,
+        torch_compile_backend="eager",
+        max_steps=4,
+        logging_steps=4,
+    )
+    trainer.train()
+    torch._dynamo.reset()
+    assert logged(trainer, COUNT.replace("h.1", "h.0")) == {4: 2 * OF_A_STEP}
+
+
+def test_a_window_that_determines_nothing_ends_no_training(tmp_path: Path) -> None:
+    """Positions that no context connects have no fit; the numbers that remain are logged."""
+    model = language_model()
+    data = examples(40)
+    for index, row in enumerate(data):
+        half = torch.arange(LENGTH) < LENGTH // 2
+        row["attention_mask"] = (half if index % 2 else ~half).long()
+    trainer = Trainer(
+        model=model,
+        args=arguments(tmp_path),
+        train_dataset=data,
+        callbacks=[GeometryCallback(scalars=["*/pos_ctx/shares/*", "*/sphere/norm/mean"])],
+    )
+    trainer.train()
+    assert logged(trainer, SHARE) == {}
+    assert len(logged(trainer, "geometry/transformer.h.1/sphere/norm/mean")) == 3
+
+
 def test_the_default_selection_is_small(tmp_path: Path) -> None:
     trainer = new_trainer(tmp_path, GeometryCallback())
     trainer.train()
@@ -355,7 +392,7 @@ def test_resumed_from_a_checkpoint_without_state(tmp_path: Path) -> None:
 
 
 def test_a_history_of_whole_geometries(tmp_path: Path) -> None:
-    path = tmp_path / "history.safetensors"
+    path = tmp_path / "a folder" / "of its own" / "history.safetensors"
     trainer = new_trainer(tmp_path, everything(history=path, snapshots="all"))
     trainer.train()
     history = gh.History.load(path)

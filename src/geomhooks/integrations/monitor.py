@@ -19,6 +19,7 @@ from torch import nn
 from geomhooks.errors import HistoryError, WatchError
 from geomhooks.history import History, Snapshots, select_scalars
 from geomhooks.planning import read_wishes
+from geomhooks.results import Unavailable
 from geomhooks.schedule import Schedule, When
 from geomhooks.snapshot import Geometry
 from geomhooks.statistics import PosCtx, Sphere
@@ -86,7 +87,7 @@ class Monitor:
         self._every = every
         self._window = window
         self._scalars = (scalars,) if isinstance(scalars, str) else tuple(scalars)
-        self._strict = scalars is not DEFAULT_SCALARS
+        self._unchecked = scalars is not DEFAULT_SCALARS
         self._path = None if history is None else Path(history)
         self._snapshots = snapshots
         self._new_history()
@@ -170,7 +171,7 @@ class Monitor:
 
     def _take(self, step: int, geometry: Geometry, series: str) -> dict[str, float]:
         scalars = geometry.scalars()
-        if self._strict:
+        if self._unchecked and not lacks_results(geometry):
             self._check_patterns(scalars)
         history = self._history(series)
         if history is not None:
@@ -181,6 +182,7 @@ class Monitor:
         return select_scalars(scalars, self._scalars)
 
     def _check_patterns(self, scalars: Mapping[str, float]) -> None:
+        """Raise, the first time that anything is logged, if what was asked for does not exist."""
         for pattern in self._scalars:
             if not select_scalars(scalars, [pattern]):
                 near = difflib.get_close_matches(pattern, scalars, n=3, cutoff=0.3)
@@ -188,6 +190,7 @@ class Monitor:
                     f"scalars={pattern!r} matches none of the {len(scalars)} scalars, such as "
                     f"{', '.join(near or list(scalars)[:3])}; geometry.scalars() has them all"
                 )
+        self._unchecked = False
 
     # State
 
@@ -213,6 +216,7 @@ class Monitor:
         self._start = step
         if self._path is None or not self.keeps_history:
             return
+        self._path.parent.mkdir(parents=True, exist_ok=True)  # or the end would find it missing
         others = self._path.parent.glob(f"{escape(self._path.stem)}.*{escape(self._path.suffix)}")
         found = [path for path in (self._path, *others) if path.exists()]
         if step == 0 and not self._written.issuperset(found):
@@ -245,3 +249,13 @@ class Monitor:
                 history.save(self._path_of(series))
                 self._written.add(self._path_of(series))
         self._saved_at = time.monotonic()
+
+
+def lacks_results(geometry: Geometry) -> bool:
+    """The data of this window do not determine all results, so that scalars are missing."""
+    return any(
+        isinstance(value, Unavailable)
+        for site in geometry
+        for results in geometry[site].values()
+        for value in results._values.values()
+    )
