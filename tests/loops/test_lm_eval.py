@@ -48,6 +48,15 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def without_a_report_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness asks pip, git and the system who they are, which takes seconds each time."""
+    from lm_eval import evaluator
+
+    monkeypatch.setattr(evaluator, "add_env_info", lambda storage: None)
+    monkeypatch.setattr(evaluator, "get_git_commit_hash", lambda: None)
+
+
 def evaluate(lm: Any, task: dict[str, Any]) -> Any:
     """The results, and what the model answered to every row."""
     from lm_eval.tasks import TaskManager
