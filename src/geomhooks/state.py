@@ -142,7 +142,7 @@ class State:
                 state.stream.census.clone(device),
                 state.stream.next_key.clone(device),
             )
-            stream.running = None
+            stream.running = []
             shared = {n: a.clone(device) for n, a in state.shared.items()}
             streams[name] = StreamState(stream, shared, copy(state.statistics))
         sites = {

@@ -6,9 +6,10 @@ state they go to. What the statistics make of them is their own affair.
 
 from __future__ import annotations
 
+import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from geomhooks.calls import Call, Statement, add_statement, read_call, read_plain_call
+from geomhooks.compiled import notice_hooks
 from geomhooks.contexts import again, to_device
 from geomhooks.errors import HookError, SiteError, WatchError
-from geomhooks.frames import Frame
-from geomhooks.hooks import CloseStream, OpenStream, ReadInput, ReadOutput
+from geomhooks.frames import (
+    Frame,
+    outside_transforms,
+    own_what_is_carried,
+    unwrap_transforms,
+    without_autocast,
+)
+from geomhooks.hooks import (
+    CODE,
+    CloseStream,
+    Hook,
+    OpenStream,
+    ReadInput,
+    ReadOutput,
+    TokensFunction,
+    put_on,
+)
 from geomhooks.openers import Opener
 from geomhooks.plan import Plan, SitePlan
 from geomhooks.planning import make_plan
 from geomhooks.reductions import reduce
-from geomhooks.sites import Selector, describe_type, find_tensor, to_batch_time_width
+from geomhooks.sites import Selector, is_compiled, to_batch_time_width
 from geomhooks.snapshot import Geometry
 from geomhooks.state import SiteState
 from geomhooks.statistics.base import Reading, Statistic
@@ -35,20 +52,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch", "watch"]
 
-TokensFunction = Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Any] | None]
-
 
 class Watch:
     """Running geometry of a model's hidden states; made by :func:`watch`."""
 
-    def __init__(self, plan: Plan, tokens: TokensFunction | None) -> None:
+    def __init__(
+        self, plan: Plan, tokens: TokensFunction | None, *, compiled: bool = False
+    ) -> None:
         self._plan = plan
+        self._compiled = compiled
         self._tokens_function = tokens
-        self._handles: list[Any] = []
+        self._hooks: list[tuple[Hook, Any]] = []
         self._frames: list[Frame] = []
         self._stated = Statement()
         self.paused = False
         self._forwards_at_entry: dict[str, int] = {}
+        self._has_fired = False  # since it was entered, in a window that was closed by reset()
 
     # Attaching
 
@@ -58,40 +77,35 @@ class Watch:
         Raises:
             WatchError: the hooks are on already.
         """
-        if self._handles:
+        if self._hooks:
             raise WatchError(
                 "this watch is attached already; detach() it first, or make another watch: "
                 "several may look at one model at once"
             )
-        for opener in self._plan.openers:
-            hook = OpenStream(self, opener)
-            self._handles.append(
-                opener.module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
-            )
-        for site in self._plan.sites:
-            if site.place.is_input:
-                handle = site.place.module.register_forward_pre_hook(
-                    ReadInput(self, site), with_kwargs=True
-                )
-            else:
-                handle = site.place.module.register_forward_hook(
-                    ReadOutput(self, site), with_kwargs=True
-                )
-            self._handles.append(handle)
+        notice_hooks(CODE)
+        plan = self._plan
+        hooks: list[tuple[nn.Module, Hook]] = [
+            (opener.module, OpenStream(self, opener, self._tokens_function))
+            for opener in plan.openers
+        ]
+        for site in plan.sites:
+            kind = ReadInput if site.place.is_input else ReadOutput
+            hooks.append((site.place.module, kind(self, site)))
         # Last, so that a site which is itself such a module is read before its forward is closed.
-        for opener in self._plan.openers:
-            close = CloseStream(self)
-            self._handles.append(
-                opener.module.register_forward_hook(close, with_kwargs=True, always_call=True)
-            )
-        self._forwards_at_entry = self._forwards()
+        hooks += [(opener.module, CloseStream(self, opener)) for opener in plan.openers]
+        for module, hook in hooks:
+            self._hooks.append((hook, put_on(module, hook, first=isinstance(hook, OpenStream))))
+        self._forwards_at_entry, self._has_fired = self._forwards(), False
         return self
 
     def detach(self) -> None:
         """Take exactly our hooks off; what was counted stays."""
-        for handle in self._handles:
+        for hook, handle in self._hooks:
+            hook.is_on = False
             handle.remove()
-        self._handles.clear()
+        if self._hooks:
+            notice_hooks(CODE)
+        self._hooks.clear()
         self._frames.clear()
 
     def __enter__(self) -> Self:
@@ -103,15 +117,10 @@ class Watch:
         self.detach()
         if kind is not None:
             return
-        if self._forwards() == self._forwards_at_entry:
-            warnings.warn(
-                "no hook of this watch fired while it was entered: the model was not run, or it "
-                "was compiled and run before, and its compiled code has no hooks "
-                "(torch._dynamo.reset() makes it compile again)",
-                stacklevel=2,
-            )
-        else:
+        if self._fired():
             self._verify_fired()
+        elif not self._has_fired:
+            self._report_nothing_fired()
 
     def pause(self) -> AbstractContextManager[None]:
         """Count nothing from now on, until :meth:`resume` or the end of ``with watch.pause():``.
@@ -171,7 +180,7 @@ class Watch:
             HookError: a hook never fired.
             WatchError: no token has been counted yet.
         """
-        if strict and any(self._forwards().values()):
+        if strict and self._fired():
             self._verify_fired()
         return Geometry(self._plan.snapshot(), strict=strict)
 
@@ -186,10 +195,13 @@ class Watch:
             SchemaError: the state is of another model, other sites or parameters; nothing is
                 changed then.
         """
+        self._has_fired |= self._fired()
         self._plan.load_state_dict(state)
+        self._forwards_at_entry = self._forwards()
 
     def reset(self) -> None:
         """Forget everything and begin a new window, a shard of its own."""
+        self._has_fired |= self._fired()
         self._plan.reset(new_shard())
         self._forwards_at_entry = self._forwards()
 
@@ -213,8 +225,20 @@ class Watch:
         sites = self._plan.state.sites
         return {n: int(sites[n].forwards.value) if n in sites else 0 for n in self.sites}
 
+    def _fired(self) -> bool:
+        """Some hook has fired since the watch was entered, or its window began."""
+        return self._forwards() != self._forwards_at_entry
+
     def _verify_fired(self) -> None:
-        silent = [name for name, number in self._forwards().items() if number == 0]
+        """Raise if others have fired since then, and some have not, whatever they counted before.
+
+        Raises:
+            HookError: naming them.
+        """
+        before = self._forwards_at_entry
+        silent = [
+            name for name, number in self._forwards().items() if number == before.get(name, 0)
+        ]
         if silent:
             shown = ", ".join(silent[:6]) + (
                 f" and {len(silent) - 6} more" if len(silent) > 6 else ""
@@ -225,55 +249,116 @@ class Watch:
                 "others counted is kept: watch.geometry(strict=False)."
             )
 
+    def _report_nothing_fired(self) -> None:
+        """Warn, or raise where the reason may be compiled code.
+
+        Raises:
+            HookError: the model is compiled.
+        """
+        if self._compiled or is_compiled(self._plan.root):
+            raise HookError(
+                "no hook of this watch fired while it was entered, and the model is compiled: it "
+                "was not run, or runs code without hooks. Call torch._dynamo.reset() before "
+                "entering, so that it is compiled again, and leave "
+                "torch._dynamo.config.skip_nnmodule_hook_guards as it is; a model loaded from "
+                "torch.export, AOTInductor or TorchScript has no modules to watch: watch the "
+                "model that it was made from."
+            )
+        warnings.warn(
+            "no hook of this watch fired while it was entered: the model was not run, or what was "
+            "run is another program made from it (torch.export, TorchScript, a copy)",
+            stacklevel=3,
+        )
+
     # One forward
 
-    def open_stream(self, module: nn.Module, arguments: Mapping[str, Any], opener: Opener) -> None:
+    def open_stream(
+        self, arguments: Mapping[str, Any], told: Mapping[str, Any] | None, opener: Opener
+    ) -> None:
         """Push a frame for every call of an opener; it may be its parent's."""
+        self._refuse_another_thread()
         if opener.is_root:
             self._frames.clear()
         call = read_call(arguments, opener.config, nested=bool(self._frames))
-        own = isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder))
+        own = isinstance(opener.module, (nn.TransformerEncoder, nn.TransformerDecoder))
         if call is None and self._frames and not own:
             self._frames.append(self._frames[-1])
             return
         if call is None:
             call = read_plain_call(arguments)
-        stated = self._stated
-        if self._tokens_function is not None:
-            said = self._tokens_function(module, arguments)
-            if said is not None:
-                stated = add_statement(stated, said)
+        stated = self._stated if told is None else add_statement(self._stated, told)
         self._frames.append(Frame(call, stated))
 
-    def close_stream(self, *, completed: bool) -> None:
+    def close_stream(self, *, completed: bool, cache: Any) -> None:
         """Drop the frame of a call that has returned, or raised and so returned nothing."""
-        if self._frames:
+        if self._frames and self._frames[-1].thread == threading.get_ident():
             frame = self._frames.pop()
             if completed and not any(frame is other for other in self._frames):
                 self._finish(frame)
+                self._remember_rows(frame, cache)
+
+    def _refuse_another_thread(self) -> None:
+        """Raise if a forward of this model is under way in another thread.
+
+        Raises:
+            WatchError: it is.
+        """
+        me = threading.get_ident()
+        others = {frame.thread for frame in self._frames} - {me}
+        if others & {thread.ident for thread in threading.enumerate()}:
+            raise WatchError(
+                "two threads run forwards of one watched model at once, as torch.nn.DataParallel "
+                "does; their tokens cannot be told apart. Use a process for each device "
+                "(DistributedDataParallel) with a watch in each; or a copy of the model and a "
+                "watch for each thread; or let one thread run at a time. Merge the geometries."
+            )
+
+    def _remember_rows(self, frame: Frame, cache: Any) -> None:
+        """Which contexts a forward's rows were, should a later one go on with its cache."""
+        if cache is None:
+            return
+        for key, (tokens, _) in frame.resolved.items():
+            if len(key) == 3:  # on the stream's own device
+                self._plan.state.streams[key[0]].stream.remember(tokens, cache)
 
     def _finish(self, frame: Frame) -> None:
         """Let the statistics take up what they have left for the end of a forward."""
         for name, carry in frame.carry.items():
-            with torch.no_grad():
+            with outside_transforms(), torch.no_grad():
                 self._plan.state.statistics[name].finish(carry)
 
-    def read(self, site: SitePlan, out: Any, into: Any) -> None:
-        """Add what one site shows in this forward."""
+    def read(
+        self, site: SitePlan, out: Tensor | None, into: Tensor | None, found: str, *, borrowed: bool
+    ) -> None:
+        """Add what one site shows in this forward.
+
+        Args:
+            site: where.
+            out: its tensor, or None where it has none, and then
+            found: is what was found instead.
+            into: the module's input.
+            borrowed: the tensors' memory is good for the time of this call only.
+        """
         name = site.place.name
+        self._refuse_another_thread()
         alone = not self._frames  # called by itself, outside of any call that opens a stream
         frame = Frame(Call(), self._stated) if alone else self._frames[-1]
-        found = find_tensor(out)
-        if found is None:
+        if out is None:
             side = "input" if site.place.is_input else "output"
             raise SiteError(
                 f"site {name!r} has no floating tensor: its {side} "
-                f"is {describe_type(out)}. Watch a module that returns hidden states."
+                f"is {found}. Watch a module that returns hidden states."
             )
-        with torch.no_grad(), torch.autocast(found.device.type, enabled=False):
+        out, entered = unwrap_transforms(out, name), into
+        if entered is not None:
+            entered = unwrap_transforms(entered, name)
+        with (
+            outside_transforms(),
+            torch.no_grad(),
+            without_autocast(out.device),
+        ):
             grid = frame.grid
-            hidden = to_batch_time_width(found.detach(), name, site.layout, grid)
-            entered = find_tensor(into) if into is not None else None
+            hidden = to_batch_time_width(out.detach(), name, site.layout, grid)
             before = None
             if entered is not None:
                 before = to_batch_time_width(entered.detach(), name, site.layout, grid)
@@ -287,6 +372,8 @@ class Watch:
                     f"site {name!r} had hidden states of width {state.site.width} and now has "
                     f"{hidden.shape[-1]}"
                 )
+            elif state.shift["value"].device != hidden.device:
+                self._plan.follow(state, hidden.device)  # the model was moved
             if not state.site.has_input:
                 entered = before = None
             tokens, plans = self._tokens_of(frame, state, hidden)
@@ -300,15 +387,18 @@ class Watch:
                 before,
                 tokens,
                 shift,
-                frame.known_of(entered, found, name),
+                None if borrowed else frame.known_of(entered, out, name),
             )
-            frame.read(found, reductions)
+            if not borrowed:
+                frame.read(out, reductions)
             taps = {"out": hidden}
             if before is not None:
                 taps["in"] = before
             self._update(
                 state, site, frame, Reading(state.site, taps, tokens, reductions, shift, plans, {})
             )
+            if borrowed:
+                own_what_is_carried(frame.carry, [hidden, *taps.values()])
 
     def _tokens_of(
         self, frame: Frame, state: SiteState, hidden: Tensor
@@ -419,7 +509,7 @@ def watch(
         layout=layout,
         shard=new_shard(),
     )
-    made = Watch(plan, tokens)
+    made = Watch(plan, tokens, compiled=is_compiled(model))
     if example is not None:
         run_example(made, plan.root, example)
     else:
