@@ -160,11 +160,13 @@ def test_only_recording_a_program_says_that_nothing_was_counted() -> None:
 def test_the_state_follows_a_model_to_another_device(make: Any) -> None:
     """The meta device holds no numbers, and so shows that nothing asks for any."""
     model = make()
-    with torch.no_grad(), gh.watch(model) as watch:
+    watch = gh.watch(model).attach()
+    with torch.no_grad():
         model(input_ids=ids(2, 5))
         model.to("meta")
         model(input_ids=ids(2, 5).to("meta"))
-        devices = {t.device.type for t in watch.state_dict()["tensors"].values()}
+    devices = {t.device.type for t in watch.state_dict()["tensors"].values()}
+    watch.detach()
     assert devices == {"meta"}
 
 
