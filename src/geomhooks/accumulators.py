@@ -74,6 +74,14 @@ class Accumulator(ABC):
             }
         return self
 
+    def move(self, device: torch.device) -> None:
+        """Take the tensors to another device."""
+        with torch.inference_mode(False), torch.no_grad():
+            self.tensors = {
+                name: t.to(device, wide(self.fields[name].dtype, device))
+                for name, t in self.tensors.items()
+            }
+
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
@@ -84,6 +92,11 @@ class Accumulator(ABC):
         if held is None or held[0] is not tensor:
             held = self._arrays[name] = tensor, np.atleast_1d(tensor.numpy())
         return held[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.tensors.values())).device
 
     @property
     def nbytes(self) -> int:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from geomhooks.caches import Marks, cache_of, marks_of, past_length
 from geomhooks.errors import TokensError
 
 __all__ = [
+    "FEATURES",
     "OPENING",
+    "PLAIN",
+    "STATED",
     "Call",
     "Statement",
     "add_statement",
@@ -25,7 +28,16 @@ __all__ = [
 TEXT = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
 FEATURES = ("pixel_values", "pixel_values_videos", "input_features", "input_values", "images")
 OPENING = TEXT + FEATURES
-CACHES = ("past_key_values", "cache")  # the second since transformers 5.24
+# What else is read off a call.
+STATED = (
+    "attention_mask",
+    "position_ids",
+    "decoder_attention_mask",
+    "decoder_position_ids",
+    "tgt_key_padding_mask",
+    "src_key_padding_mask",
+)
+PLAIN = ("tgt", "src")
 
 # How models without position_ids number their tokens, by Hugging Face model type. All others count
 # columns, after what is in the cache.
@@ -121,6 +133,8 @@ class Call:
         square_mask: (B, heads, T or 1, keys) mask over queries and keys.
         positions: 2-D position ids.
         past: how many positions are in the cache already; an int, or a tensor for a static cache.
+        cache: the cache itself.
+        marks: by which the cache is known to be that of an earlier forward.
         text: anything else (pixels, audio) has no ids, and its mask is at another resolution.
         rule: how the model numbers positions where nobody states them: "column", "mask", "ids".
         pad: id of the padding token, for the rule "ids".
@@ -134,6 +148,8 @@ class Call:
     square_mask: Tensor | None = None
     positions: Tensor | None = None
     past: int | Tensor = 0
+    cache: Any = None
+    marks: Marks = ()
     text: bool = True
     rule: str = "column"
     pad: int | None = None
@@ -191,7 +207,8 @@ def read_call(
         call.ids = parent.ids  # as in models that put images among the embeddings of a text
     if inner and parent is not None:
         call.text = parent.text
-    call.past = past_length(find_cache(arguments))
+    call.cache = cache_of(arguments)
+    call.past, call.marks = past_length(call.cache), marks_of(call.cache)
     square = arguments.get(prefix + "attention_mask")
     if call.text and isinstance(square, Tensor) and square.ndim in (3, 4):
         call.square_mask = square if square.ndim == 4 else square[:, None]
@@ -201,26 +218,6 @@ def read_call(
     elif kind in COUNT_IDS and call.ids is not None:
         call.rule, call.pad = "ids", getattr(config, "pad_token_id", None)
     return call
-
-
-def find_cache(arguments: Mapping[str, Any]) -> Any:
-    """The cache of keys and values that a call goes on with, by name or by what it can do."""
-    named = (arguments[name] for name in CACHES if arguments.get(name) is not None)
-    able = (value for value in arguments.values() if hasattr(value, "get_seq_length"))
-    return next(chain(named, able), None)
-
-
-def past_length(cache: Any) -> int | Tensor:
-    """How many positions a Hugging Face cache, or a tuple of keys and values, holds."""
-    if cache is None:
-        return 0
-    if hasattr(cache, "get_seq_length"):
-        length = cache.get_seq_length()
-        return length.clone() if isinstance(length, Tensor) else int(length)
-    try:
-        return int(cache[0][0].shape[-2])
-    except (TypeError, IndexError, KeyError, AttributeError):
-        return 0
 
 
 def _two_dimensional(value: Any) -> Tensor | None:

@@ -146,6 +146,11 @@ class Contexts(Accumulator):
         self._share()
         return self
 
+    def move(self, device: torch.device) -> None:
+        """Take the tensors to another device."""
+        super().move(device)
+        self._share()
+
     def clone(self, device: torch.device | str | None = None) -> Contexts:
         """Return an independent copy, optionally on another device."""
         other = super().clone(device)

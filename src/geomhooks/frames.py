@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from geomhooks.calls import Call, Statement
-from geomhooks.errors import SiteError
+from geomhooks.errors import SiteError, WatchError
 from geomhooks.reductions import Reduced
 from geomhooks.tokens import Tokens
 
-__all__ = ["Frame", "Latest"]
+__all__ = [
+    "Frame",
+    "Latest",
+    "outside_transforms",
+    "own_what_is_carried",
+    "unwrap_transforms",
+    "without_autocast",
+]
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Frame:
     carry: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     latest: Latest | None = None
     counts: bool = True
+    thread: int = field(default_factory=threading.get_ident)
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -73,6 +85,50 @@ class Frame:
 
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was written in place; inference tensors keep no count."""
-    if torch.compiler.is_compiling() or tensor.is_inference():
-        return 0
-    return tensor._version
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def own_what_is_carried(carry: dict[Any, dict[Any, Any]], borrowed: Iterable[Tensor]) -> None:
+    """Copy those tensors of a forward's carries that lie in memory which is only borrowed."""
+    storages = {tensor.untyped_storage().data_ptr() for tensor in borrowed}
+
+    def own(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in storages else tensor
+
+    for name, scratch in carry.items():
+        carry[name] = {key: tree_map_only(Tensor, own, value) for key, value in scratch.items()}
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Where sums keep the precision that they are asked for in."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def outside_transforms() -> AbstractContextManager[Any]:
+    """Where tensors are plain ones again, from within ``torch.func.grad`` and its kin."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return nullcontext()
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    return temporarily_clear_interpreter_stack()
+
+
+def unwrap_transforms(tensor: Tensor, site: str) -> Tensor:
+    """The values of a tensor inside ``torch.func.grad`` and its kin.
+
+    Raises:
+        WatchError: it is inside ``vmap``, where a batch looks like one sample.
+    """
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            raise WatchError(
+                f"site {site!r} runs inside torch.vmap, where a batch looks like a single sample, "
+                "so that rows and contexts cannot be told. Run the model on the whole batch, or "
+                "inside watch.pause()."
+            )
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor

@@ -1,19 +1,31 @@
-"""The four hooks: before and after a call that opens a token stream, and at a site."""
+"""The four hooks: before and after a call that opens a token stream, and at a site.
+
+Each has two halves. What ``torch`` calls picks out of a module's arguments and results what
+matters; in compiled code it leaves an operator in the graph (:mod:`geomhooks.compiled`). The other
+half runs with the forward, at once or when that operator is reached, and tells the watch.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from geomhooks.caches import cache_of
 from geomhooks.calls import OPENING
+from geomhooks.compiled import close_compiled, make_ticket, open_compiled, read_compiled
 from geomhooks.openers import Opener
 from geomhooks.plan import SitePlan
+from geomhooks.sites import describe_type, find_tensor
 
-__all__ = ["CloseStream", "OpenStream", "ReadInput", "ReadOutput"]
+__all__ = ["CODE", "CloseStream", "Hook", "OpenStream", "ReadInput", "ReadOutput", "put_on"]
+
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+TokensFunction = Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Any] | None]
 
 
 class Router(Protocol):
@@ -21,31 +33,46 @@ class Router(Protocol):
 
     paused: bool
 
-    def open_stream(self, module: nn.Module, arguments: Mapping[str, Any], opener: Opener) -> None:
+    def open_stream(
+        self, arguments: Mapping[str, Any], told: Mapping[str, Any] | None, opener: Opener
+    ) -> None:
         """A call begins that may open a token stream."""
 
-    def close_stream(self, *, completed: bool) -> None:
+    def close_stream(self, *, completed: bool, cache: Any) -> None:
         """That call is over."""
 
-    def read(self, site: SitePlan, out: Any, into: Any) -> None:
+    def read(
+        self, site: SitePlan, out: Tensor | None, into: Tensor | None, found: str, *, borrowed: bool
+    ) -> None:
         """A site shows its tensors."""
 
 
-class _Hook:
+class Hook:
     """A hook that belongs to one watch on one model.
 
     A copy of the model (an EMA copy, a pickled checkpoint) takes its hooks along; theirs are inert,
-    so that the copy neither counts into this watch nor drags its state into a file.
+    so that the copy neither counts into this watch nor drags its state into a file. So is a hook
+    that was taken off, should compiled code still know it.
     """
 
     def __init__(self, watch: Router) -> None:
         self.watch = watch
+        self.is_on = True
+        self.ticket = make_ticket(self)
 
     def __deepcopy__(self, memo: Any) -> Any:
         return inert
 
     def __reduce__(self) -> Any:
         return make_inert, ()
+
+    @property
+    def counts(self) -> bool:
+        """Whether what is shown now is to be counted.
+
+        Activation checkpointing runs a forward again inside backward: it was counted already.
+        """
+        return self.is_on and not self.watch.paused and torch._C._current_graph_task_id() == -1
 
 
 def inert(*_: Any, **__: Any) -> None:
@@ -57,45 +84,121 @@ def make_inert() -> Any:
     return inert
 
 
-class OpenStream(_Hook):
+def is_recorded() -> bool:
+    """The forward is recorded for another program, by ``torch.export`` or ``torch.jit.trace``.
+
+    That program is none of ours, and recording it is not running the model.
+    """
+    return is_exporting() or torch._C._get_tracing_state() is not None
+
+
+def put_on(module: nn.Module, hook: Hook, first: bool = False) -> RemovableHandle:
+    """Register a hook, under a number that says nothing of how many came before it.
+
+    Compiled code is guarded by the numbers of those hooks that are always called; with new numbers
+    it would be compiled again for each watch.
+    """
+    before = isinstance(hook, (OpenStream, ReadInput))
+    taken = module._forward_pre_hooks if before else module._forward_hooks
+    number = -1
+    while number in taken:
+        number -= 1
+    following, RemovableHandle.next_id = RemovableHandle.next_id, number
+    try:
+        if before:
+            return module.register_forward_pre_hook(
+                cast("Any", hook), with_kwargs=True, prepend=first
+            )
+        return module.register_forward_hook(
+            cast("Any", hook), with_kwargs=True, always_call=isinstance(hook, CloseStream)
+        )
+    finally:
+        RemovableHandle.next_id = following
+
+
+class OpenStream(Hook):
     """Before a call that may open a token stream."""
 
-    def __init__(self, watch: Router, opener: Opener) -> None:
+    def __init__(self, watch: Router, opener: Opener, tell: TokensFunction | None) -> None:
         super().__init__(watch)
         self.opener = opener
+        self.parameters = opener.parameters
+        self.tell = tell
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook."""
-        if self.watch.paused:
+        if is_recorded():
             return
-        arguments = dict(zip(self.opener.parameters, args, strict=False)) | kwargs
+        arguments = by_name(self.parameters, args, kwargs)
         for value in list(arguments.values()):
             if isinstance(value, Mapping) and any(name in value for name in OPENING):
                 arguments = {**arguments, **value}
-        self.watch.open_stream(module, arguments, self.opener)
+        if torch.compiler.is_compiling():
+            told = None if self.tell is None else self.tell(module, arguments)
+            open_compiled(self.ticket, arguments, told)
+        elif self.counts:
+            told = None if self.tell is None else self.tell(module, arguments)
+            self.opened(arguments, told)
+
+    def opened(self, arguments: Mapping[str, Any], told: Mapping[str, Any] | None) -> None:
+        """The call begins."""
+        if self.counts:
+            self.watch.open_stream(arguments, told, self.opener)
 
 
-class CloseStream(_Hook):
+class CloseStream(Hook):
     """After it, also where it raised."""
+
+    def __init__(self, watch: Router, opener: Opener) -> None:
+        super().__init__(watch)
+        self.parameters = opener.parameters
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forward hook."""
-        if not self.watch.paused:
+        if is_recorded():
+            return
+        cache = cache_of(by_name(self.parameters, args, kwargs))
+        if cache is None or isinstance(
+            cache, (tuple, list)
+        ):  # the first one, or a new one each time
+            cache = cache_of(output)
+        if torch.compiler.is_compiling():
+            close_compiled(self.ticket, cache)
+        else:
             # Where the call raised there is no output, and the exception is being handled.
-            self.watch.close_stream(completed=output is not None or sys.exc_info()[1] is None)
+            self.closed(completed=output is not None or sys.exc_info()[1] is None, cache=cache)
+
+    def closed(self, *, completed: bool, cache: Any) -> None:
+        """The call is over."""
+        if self.counts:
+            self.watch.close_stream(completed=completed, cache=cache)
 
 
-class _Read(_Hook):
+class _Read(Hook):
     """At a site."""
 
     def __init__(self, watch: Router, site: SitePlan) -> None:
         super().__init__(watch)
         self.site = site
+        self.wants_input = site.wants_input
 
-    def read(self, out: Any, into: Any) -> None:
-        """Add what the site shows, unless it has been added before."""
-        if not self.watch.paused and not is_recomputation():
-            self.watch.read(self.site, out, into)
+    def show(self, out: Any, into: Any) -> None:
+        """Pick the hidden states out of what a module takes and returns, and pass them on."""
+        if is_recorded():
+            return
+        found = find_tensor(out)
+        entered = None if into is None else find_tensor(into)
+        if torch.compiler.is_compiling():
+            read_compiled(self.ticket, found, entered)
+        elif self.counts:
+            what = describe_type(out) if found is None else ""
+            self.watch.read(self.site, found, entered, what, borrowed=False)
+
+    def shown(self, out: Tensor | None, into: Tensor | None, *, borrowed: bool) -> None:
+        """The hidden states are there."""
+        if self.counts:
+            what = "something else" if out is None else ""
+            self.watch.read(self.site, out, into, what, borrowed=borrowed)
 
 
 class ReadInput(_Read):
@@ -103,7 +206,7 @@ class ReadInput(_Read):
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook."""
-        self.read((*args, kwargs), None)
+        self.show((*args, kwargs), None)
 
 
 class ReadOutput(_Read):
@@ -111,10 +214,13 @@ class ReadOutput(_Read):
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forward hook."""
-        into = (*args, kwargs) if self.site.wants_input else None
-        self.read(output, into)
+        self.show(output, (*args, kwargs) if self.wants_input else None)
 
 
-def is_recomputation() -> bool:
-    """Activation checkpointing runs a forward again inside backward: it was counted already."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+# Around a compiled model torch calls the root's hooks itself: they are no code to be compiled.
+CODE = tuple(kind.__call__.__code__ for kind in (OpenStream, CloseStream, ReadInput, ReadOutput))
+
+
+def by_name(parameters: tuple[str, ...], args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    return dict(zip(parameters, args, strict=False)) | dict(kwargs)

@@ -128,6 +128,16 @@ class Plan:
         self._fired += 1
         return state
 
+    def follow(self, site: SiteState, device: torch.device) -> None:
+        """Take the state of a site, and what it shares with others, to where the model has gone."""
+        left = site.shift["value"].device
+        stream = self.state.streams[site.stream]
+        whole = [a for named in self.state.whole.values() for a in named.values()]
+        shared = [*(a for _, a in stream.accumulators()), *whole]
+        own = [a for _, a in site.accumulators()]
+        for accumulator in own + [a for a in shared if a.device == left]:
+            accumulator.move(device)
+
     def _stream_name(self, name: str, shape: Sequence[int], resolved: Mapping[Any, Any]) -> str:
         """Sites of one call whose time has another length (pooling stages) are a stream apart."""
         known: dict[str, tuple[int, ...]] = {

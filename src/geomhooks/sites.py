@@ -65,6 +65,14 @@ def _wraps(model: nn.Module, name: str) -> bool:
     return list(model._modules) == [name]
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """The model or a part of it was given to ``torch.compile``, as far as it shows."""
+    return any(
+        module._compiled_call_impl is not None or "_orig_mod" in module._modules
+        for module in model.modules()
+    )
+
+
 def canonical_name(name: str) -> str:
     """A module's name without what wrappers add to it.
 

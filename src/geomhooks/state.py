@@ -100,7 +100,7 @@ class StreamState:
         stream.__dict__.update(self.stream.__dict__)
         stream.census = self.stream.census.clone(device)
         stream.next_key = self.stream.next_key.clone(device)
-        stream.running = None
+        stream.running = []
         shared = {name: a.clone(device) for name, a in self.shared.items()}
         return StreamState(stream, shared, _clone(self.statistics, device))
 

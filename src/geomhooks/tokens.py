@@ -8,7 +8,7 @@ which branch is taken, so that a forward runs straight.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Sum
+from geomhooks.caches import UNTOLD, Running, marks_of, reference_to
 from geomhooks.calls import Call, Statement, real_entries
 from geomhooks.errors import TokensError
 from geomhooks.table import EMPTY
 
 __all__ = ["CENSUS", "TokenStream", "Tokens"]
 
+REMEMBERED = 16  # generations that may go on in turns
 SAMPLE = 63  # tokens that a site's shift is taken from
 
 
@@ -69,6 +71,8 @@ class Tokens:
         any_real: () bool, there are real tokens to sample from.
         continues: every context was open before; nothing has to be closed.
         interval: every context covers an interval of positions for certain.
+        last: (B,) the context that each row ended with, or None where the user states contexts.
+        end: how many positions a cache of these rows holds afterwards.
     """
 
     real: Tensor
@@ -85,6 +89,8 @@ class Tokens:
     any_real: Tensor = field(init=False)
     continues: bool = False
     interval: bool = False
+    last: Tensor | None = None
+    end: int | Tensor = 0
 
     @cached_property
     def arrays(self) -> TokenArrays:
@@ -208,7 +214,7 @@ class TokenStream:
     skip: int = 0
     census: Sum = field(init=False)
     next_key: Sum = field(init=False)
-    running: Tensor | None = field(init=False, default=None)
+    running: list[Running] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.census = Sum((len(CENSUS),), torch.int64)
@@ -221,7 +227,21 @@ class TokenStream:
 
     def forget_rows(self) -> None:
         """The next forward's rows begin new contexts, whatever is in its cache."""
-        self.running = None
+        self.running = []
+
+    def remember(self, tokens: Tokens, cache: Any) -> None:
+        """Note which contexts a finished forward's rows were, should a later one go on with them.
+
+        Args:
+            tokens: of that forward.
+            cache: its cache as it is now, or None where it is not to be had.
+        """
+        if tokens.last is None:
+            return
+        marks = marks_of(cache)
+        known = [r for r in self.running if r.marks != marks and not _is_of(r, cache)]
+        noted = Running(tokens.last, tokens.end, marks, reference_to(cache))
+        self.running = [*known, noted][-REMEMBERED:]
 
     def resolve(self, call: Call, stated: Statement, batch: int, length: int) -> Tokens:
         """Say what a hidden state (batch, length, d) consists of, and count it.
@@ -230,6 +250,9 @@ class TokenStream:
             TokensError: mask, positions, contexts or excluded ids do not fit the hidden state.
         """
         device = self.census.value.device
+        before = self._gone_before(call, stated)
+        if call.past == UNTOLD:
+            call = replace(call, past=before.end if before is not None else 0)
         real, masked = self._real(call, stated, batch, length, device)
         positions, start = self._positions(call, stated, batch, length, device)
         ones = torch.ones((batch, length), dtype=torch.bool, device=device)
@@ -251,7 +274,8 @@ class TokenStream:
         within = (positions < self.positions) & (positions >= 0)
         counted = excluded & within
 
-        tokens = self._contexts(call, stated, counted, positions, start)
+        tokens = self._contexts(call, stated, before, counted, positions, start)
+        tokens.end = self._on(call.past, device) + length
         tokens.interval = (
             start is not None and not masked and tokens.rows is None and tokens.segments is None
         )
@@ -351,7 +375,13 @@ class TokenStream:
         return past.to(device) if isinstance(past, Tensor) else past
 
     def _contexts(
-        self, call: Call, stated: Statement, real: Tensor, positions: Tensor, start: int | None
+        self,
+        call: Call,
+        stated: Statement,
+        before: Running | None,
+        real: Tensor,
+        positions: Tensor,
+        start: int | None,
     ) -> Tokens:
         batch, length = real.shape
         device = real.device
@@ -371,9 +401,8 @@ class TokenStream:
                 tokens.rows = (ids[:, None] == ids[None, :]).to(torch.int8).argmax(1)
             else:
                 self._segment_by_id(tokens, ids)
-            self.running = None
             return tokens
-        continued = self._continued(call, batch)
+        continued = self._continued(call, before, device)
         if start is not None or length == 1:
             new = self.first_key + self.next_key.value + torch.arange(batch, device=device)
             self.next_key.add(torch.full((), batch, dtype=torch.int64, device=device))
@@ -382,19 +411,55 @@ class TokenStream:
                 old, sure, flag = continued
                 tokens.keys = old if sure else torch.where(flag, old, new)
                 tokens.continues = sure and batch <= self.open
-            self.running = tokens.keys
+            tokens.last = tokens.keys
             return tokens
         self._segment_by_restart(tokens, continued)
         return tokens
 
-    def _continued(self, call: Call, batch: int) -> tuple[Tensor, bool, Tensor] | None:
-        """The contexts that rows go on with, whether that is certain, and the device's word."""
-        if self.running is None or len(self.running) != batch:
+    def _gone_before(self, call: Call, stated: Statement) -> Running | None:
+        """The rows that a forward goes on with: those whose cache it is given.
+
+        Raises:
+            TokensError: the cache's rows are not those that they were.
+        """
+        past = call.past
+        if stated.contexts is not None or (isinstance(past, int) and past == 0):
             return None
-        if isinstance(call.past, Tensor):
-            return self.running, False, call.past.to(self.running.device) > 0
-        everywhere = torch.ones((), dtype=torch.bool, device=self.running.device)
-        return (self.running, True, everywhere) if call.past > 0 else None
+        batch = call.grid[0] if call.grid is not None else None
+        for running in reversed(self.running):
+            same_rows = batch is None or len(running.contexts) == batch
+            if running.marks == call.marks and same_rows and _goes_on(past, running.end):
+                return running
+        for running in reversed(self.running):
+            own = _is_of(running, call.cache) or (running.marks and running.marks == call.marks)
+            if reference_to(call.cache) is None and running.marks and call.marks:
+                own = own or len(running.contexts) == batch  # there is nothing better to go by
+            if own and not _is_later(past, running.end):
+                raise TokensError(
+                    f"the cache that the stream {self.name!r} goes on with was changed after its "
+                    "last forward: beam search reorders its rows, assisted decoding cuts it back, "
+                    "and what was counted of the rows that went before cannot follow. Generate "
+                    "with num_beams=1 and no assistant; or generate under watch.pause() and then "
+                    "run one forward over the sequences; or say which context each row is by "
+                    "watch.tokens(contexts=...). What was counted so far is kept."
+                )
+        return None
+
+    @staticmethod
+    def _continued(
+        call: Call, before: Running | None, device: torch.device
+    ) -> tuple[Tensor, bool, Tensor] | None:
+        """The contexts that rows go on with, whether that is certain, and the device's word."""
+        if before is None:
+            return None
+        contexts = before.contexts.to(device)
+        everywhere = torch.ones((), dtype=torch.bool, device=device)
+        if isinstance(call.past, int) and isinstance(before.end, int):
+            return contexts, True, everywhere
+        # A cache that counts on the device may have been emptied, or cut back, without a trace.
+        end = before.end.to(device) if isinstance(before.end, Tensor) else before.end
+        past = call.past.to(device) if isinstance(call.past, Tensor) else call.past
+        return contexts, False, everywhere & (past == end)
 
     def _bound(self, real: Tensor) -> int:
         """How many contexts a forward of packed tokens may have."""
@@ -441,7 +506,7 @@ class TokenStream:
         # A row without a real token has begun nothing; should it go on, it has a key in reserve.
         spare = fresh + begins.sum() + torch.arange(batch, device=real.device)
         kept = continued[0] if continued is not None else spare
-        self.running = torch.where(begun, ends, kept)
+        tokens.last = torch.where(begun, ends, kept)
         tokens.keys = keys[:-1]
         self._label(tokens)
 
@@ -469,3 +534,18 @@ class TokenStream:
             f"{name} of the stream {self.name!r} has shape {tuple(value.shape)}, the hidden states "
             f"({batch}, {length}, d); allowed is ({batch},) or ({batch}, {length})"
         )
+
+
+def _is_of(running: Running, cache: Any) -> bool:
+    """These rows went on in this very cache, whatever has become of it."""
+    return cache is not None and running.cache is not None and running.cache() is cache
+
+
+def _goes_on(past: int | Tensor, end: int | Tensor) -> bool:
+    """Nothing was put into a cache or taken out of it, as far as the host can tell."""
+    return not isinstance(past, int) or not isinstance(end, int) or past in (end, UNTOLD)
+
+
+def _is_later(past: int | Tensor, end: int | Tensor) -> bool:
+    """More has been put into a cache than these rows: forwards that were not watched."""
+    return isinstance(past, int) and isinstance(end, int) and past > end

@@ -6,21 +6,38 @@ state they go to. What the statistics make of them is their own affair.
 
 from __future__ import annotations
 
+import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from geomhooks.calls import Call, Statement, add_statement, read_call, read_plain_call
+from geomhooks.compiled import notice_hooks
 from geomhooks.contexts import again, to_device
 from geomhooks.distributed import reduce_state
 from geomhooks.errors import HookError, SiteError, WatchError
-from geomhooks.frames import Frame
-from geomhooks.hooks import CloseStream, OpenStream, ReadInput, ReadOutput
+from geomhooks.frames import (
+    Frame,
+    outside_transforms,
+    own_what_is_carried,
+    unwrap_transforms,
+    without_autocast,
+)
+from geomhooks.hooks import (
+    CODE,
+    CloseStream,
+    Hook,
+    OpenStream,
+    ReadInput,
+    ReadOutput,
+    TokensFunction,
+    put_on,
+)
 from geomhooks.native import prepare
 from geomhooks.openers import Opener
 from geomhooks.plan import Plan, SitePlan
@@ -28,7 +45,7 @@ from geomhooks.planning import make_plan
 from geomhooks.reductions import reduce
 from geomhooks.schedule import Schedule, When
 from geomhooks.sharded import local_tensor
-from geomhooks.sites import Selector, describe_type, find_tensor, to_batch_time_width
+from geomhooks.sites import Selector, is_compiled, to_batch_time_width
 from geomhooks.snapshot import Geometry
 from geomhooks.state import SiteState
 from geomhooks.statistics.base import Reading, Statistic
@@ -44,26 +61,31 @@ REPLICATED = (
     "Watch a site that is replicated, such as a whole block, or have the parallel plan replicate "
     "it: output_layouts=Replicate()"
 )
-TokensFunction = Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Any] | None]
 
 
 class Watch:
     """Running geometry of a model's hidden states; made by :func:`watch`."""
 
     def __init__(
-        self, plan: Plan, tokens: TokensFunction | None, schedule: Schedule | None = None
+        self,
+        plan: Plan,
+        tokens: TokensFunction | None,
+        schedule: Schedule | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         self._plan = plan
+        self._compiled = compiled
         self._tokens_function = tokens
         self._schedule = schedule or Schedule()
-        self._handles: list[Any] = []
+        self._hooks: list[tuple[Hook, Any]] = []
         self._frames: list[Frame] = []
         self._stated = Statement()
         # All that a hook looks at: one flag, set outside of forwards, is two compiled graphs.
         self.paused = False
         self._forwards_at_entry: dict[str, int] = {}
         self._bypassed = False
-        self._fired_in_earlier_window = False
+        self._has_fired = False  # since it was entered, in a window that was closed by reset()
 
     # Attaching
 
@@ -73,41 +95,35 @@ class Watch:
         Raises:
             WatchError: the hooks are on already.
         """
-        if self._handles:
+        if self._hooks:
             raise WatchError(
                 "this watch is attached already; detach() it first, or make another watch: "
                 "several may look at one model at once"
             )
-        for opener in self._plan.openers:
-            hook = OpenStream(self, opener)
-            self._handles.append(
-                opener.module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
-            )
-        for site in self._plan.sites:
-            if site.place.is_input:
-                handle = site.place.module.register_forward_pre_hook(
-                    ReadInput(self, site), with_kwargs=True
-                )
-            else:
-                handle = site.place.module.register_forward_hook(
-                    ReadOutput(self, site), with_kwargs=True
-                )
-            self._handles.append(handle)
+        notice_hooks(CODE)
+        plan = self._plan
+        hooks: list[tuple[nn.Module, Hook]] = [
+            (opener.module, OpenStream(self, opener, self._tokens_function))
+            for opener in plan.openers
+        ]
+        for site in plan.sites:
+            kind = ReadInput if site.place.is_input else ReadOutput
+            hooks.append((site.place.module, kind(self, site)))
         # Last, so that a site which is itself such a module is read before its forward is closed.
-        for opener in self._plan.openers:
-            close = CloseStream(self)
-            self._handles.append(
-                opener.module.register_forward_hook(close, with_kwargs=True, always_call=True)
-            )
-        self._forwards_at_entry = self._forwards()
-        self._fired_in_earlier_window = False
+        hooks += [(opener.module, CloseStream(self, opener)) for opener in plan.openers]
+        for module, hook in hooks:
+            self._hooks.append((hook, put_on(module, hook, first=isinstance(hook, OpenStream))))
+        self._forwards_at_entry, self._has_fired = self._forwards(), False
         return self
 
     def detach(self) -> None:
         """Take exactly our hooks off; what was counted stays."""
-        for handle in self._handles:
+        for hook, handle in self._hooks:
+            hook.is_on = False
             handle.remove()
-        self._handles.clear()
+        if self._hooks:
+            notice_hooks(CODE)
+        self._hooks.clear()
         self._frames.clear()
 
     def __enter__(self) -> Self:
@@ -119,17 +135,10 @@ class Watch:
         self.detach()
         if kind is not None:
             return
-        if self._forwards() == self._forwards_at_entry:
-            if self._fired_in_earlier_window:
-                return
-            warnings.warn(
-                "no hook of this watch fired while it was entered: the model was not run, or it "
-                "was compiled and run before, and its compiled code has no hooks "
-                "(torch._dynamo.reset() makes it compile again)" + self._schedule.hint,
-                stacklevel=2,
-            )
-        else:
+        if self._fired():
             self._verify_fired()
+        elif not self._has_fired:
+            self._report_nothing_fired()
 
     def pause(self) -> AbstractContextManager[None]:
         """Count nothing from now on, until :meth:`resume` or the end of ``with watch.pause():``.
@@ -228,7 +237,7 @@ class Watch:
             return Geometry(state, strict=strict)
         if group is not None:
             raise WatchError("geometry(group=...) is for sync=True")
-        if strict and any(self._forwards().values()):
+        if strict and self._fired():
             self._verify_fired()
         if self._bypassed:
             warnings.warn(
@@ -255,13 +264,14 @@ class Watch:
             SchemaError: the state is of another model, other sites or parameters; nothing is
                 changed then.
         """
+        self._has_fired |= self._fired()
         self._plan.load_state_dict(state)
         self.step(state.get("step", self._schedule.step))
+        self._forwards_at_entry = self._forwards()
 
     def reset(self) -> None:
         """Forget everything and begin a new window, a shard of its own."""
-        if self._forwards() != self._forwards_at_entry:
-            self._fired_in_earlier_window = True
+        self._has_fired |= self._fired()
         self._plan.reset(new_shard())
         self._bypassed = False
         self._forwards_at_entry = self._forwards()
@@ -286,49 +296,117 @@ class Watch:
         sites = self._plan.state.sites
         return {n: int(sites[n].forwards.value) if n in sites else 0 for n in self.sites}
 
+    def _fired(self) -> bool:
+        """Some hook has fired since the watch was entered, or its window began."""
+        return self._forwards() != self._forwards_at_entry
+
     def _verify_fired(self) -> None:
-        silent = [name for name, number in self._forwards().items() if number == 0]
+        """Raise if others have fired since then, and some have not, whatever they counted before.
+
+        Raises:
+            HookError: naming them.
+        """
+        before = self._forwards_at_entry
+        silent = [
+            name for name, number in self._forwards().items() if number == before.get(name, 0)
+        ]
         if silent:
             raise silence(silent, len(self.sites))
 
+    def _report_nothing_fired(self) -> None:
+        """Warn, or raise where the reason may be compiled code.
+
+        Raises:
+            HookError: the model is compiled.
+        """
+        if self._compiled or is_compiled(self._plan.root):
+            raise HookError(
+                "no hook of this watch fired while it was entered, and the model is compiled: it "
+                "was not run, or runs code without hooks. Call torch._dynamo.reset() before "
+                "entering, so that it is compiled again, and leave "
+                "torch._dynamo.config.skip_nnmodule_hook_guards as it is; a model loaded from "
+                "torch.export, AOTInductor or TorchScript has no modules to watch: watch the "
+                "model that it was made from."
+            )
+        warnings.warn(
+            "no hook of this watch fired while it was entered: the model was not run, or what was "
+            "run is another program made from it (torch.export, TorchScript, a copy)",
+            stacklevel=3,
+        )
+
     # One forward
 
-    def open_stream(self, module: nn.Module, arguments: Mapping[str, Any], opener: Opener) -> None:
+    def open_stream(
+        self, arguments: Mapping[str, Any], told: Mapping[str, Any] | None, opener: Opener
+    ) -> None:
         """Push a frame for every call of an opener; it may be its parent's."""
+        self._refuse_another_thread()
         if opener.is_root:
             self._frames.clear()
         parent = self._frames[-1].call if self._frames else None
         call = read_call(arguments, opener.config, parent)
-        own = isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder))
+        own = isinstance(opener.module, (nn.TransformerEncoder, nn.TransformerDecoder))
         if call is None and self._frames and not own:
             self._frames.append(self._frames[-1])
             return
-        counts = self._schedule.counts_mode(module.training)
+        counts = self._schedule.counts_mode(opener.module.training)
         if call is None:
             call = read_plain_call(arguments)
-        stated = self._stated
-        if self._tokens_function is not None:
-            said = self._tokens_function(module, arguments)
-            if said is not None:
-                stated = add_statement(stated, said)
+        stated = self._stated if told is None else add_statement(self._stated, told)
         self._frames.append(Frame(call, stated, counts=counts))
 
-    def close_stream(self, *, completed: bool) -> None:
+    def close_stream(self, *, completed: bool, cache: Any) -> None:
         """Drop the frame of a call that has returned, or raised and so returned nothing."""
-        if self._frames:
+        if self._frames and self._frames[-1].thread == threading.get_ident():
             frame = self._frames.pop()
             if completed and not any(frame is other for other in self._frames):
                 self._finish(frame)
+                self._remember_rows(frame, cache)
+
+    def _refuse_another_thread(self) -> None:
+        """Raise if a forward of this model is under way in another thread.
+
+        Raises:
+            WatchError: it is.
+        """
+        me = threading.get_ident()
+        others = {frame.thread for frame in self._frames} - {me}
+        if others & {thread.ident for thread in threading.enumerate()}:
+            raise WatchError(
+                "two threads run forwards of one watched model at once, as torch.nn.DataParallel "
+                "does; their tokens cannot be told apart. Use a process for each device "
+                "(DistributedDataParallel) with a watch in each; or a copy of the model and a "
+                "watch for each thread; or let one thread run at a time. Merge the geometries."
+            )
+
+    def _remember_rows(self, frame: Frame, cache: Any) -> None:
+        """Which contexts a forward's rows were, should a later one go on with its cache."""
+        if cache is None:
+            return
+        for key, (tokens, _) in frame.resolved.items():
+            if len(key) == 3:  # on the stream's own device
+                self._plan.state.streams[key[0]].stream.remember(tokens, cache)
 
     def _finish(self, frame: Frame) -> None:
         """Let the statistics take up what they have left for the end of a forward."""
         for name, carry in frame.carry.items():
-            with torch.no_grad():
+            with outside_transforms(), torch.no_grad():
                 self._plan.state.statistics[name].finish(carry)
 
-    def read(self, site: SitePlan, out: Any, into: Any) -> None:
-        """Add what one site shows in this forward."""
+    def read(
+        self, site: SitePlan, out: Tensor | None, into: Tensor | None, found: str, *, borrowed: bool
+    ) -> None:
+        """Add what one site shows in this forward.
+
+        Args:
+            site: where.
+            out: its tensor, or None where it has none, and then
+            found: is what was found instead.
+            into: the module's input.
+            borrowed: the tensors' memory is good for the time of this call only.
+        """
         name = site.place.name
+        self._refuse_another_thread()
         alone = not self._frames  # called by itself, outside of any call that opens a stream
         frame = Frame(Call(), self._stated) if alone else self._frames[-1]
         if alone:
@@ -337,18 +415,23 @@ class Watch:
             return
         if alone and self._stated.contexts is None:
             self._bypassed = True
-        found = find_tensor(out)
-        if found is None:
+        if out is None:
             side = "input" if site.place.is_input else "output"
             raise SiteError(
                 f"site {name!r} has no floating tensor: its {side} "
-                f"is {describe_type(out)}. Watch a module that returns hidden states."
+                f"is {found}. Watch a module that returns hidden states."
             )
-        found = local_tensor(found, f"what site {name!r} shows", REPLICATED)
-        with torch.no_grad(), without_autocast(found.device.type):
+        out, entered = unwrap_transforms(out, name), into
+        out = local_tensor(out, f"what site {name!r} shows", REPLICATED)
+        if entered is not None:
+            entered = unwrap_transforms(entered, name)
+        with (
+            outside_transforms(),
+            torch.no_grad(),
+            without_autocast(out.device),
+        ):
             grid = frame.grid
-            hidden = to_batch_time_width(found.detach(), name, site.layout, grid)
-            entered = find_tensor(into) if into is not None else None
+            hidden = to_batch_time_width(out.detach(), name, site.layout, grid)
             before = None
             if entered is not None:
                 entered = local_tensor(entered, f"the input of site {name!r}", REPLICATED)
@@ -363,6 +446,8 @@ class Watch:
                     f"site {name!r} had hidden states of width {state.site.width} and now has "
                     f"{hidden.shape[-1]}"
                 )
+            elif state.shift["value"].device != hidden.device:
+                self._plan.follow(state, hidden.device)  # the model was moved
             if not state.site.has_input:
                 entered = before = None
             tokens, plans = self._tokens_of(frame, state, hidden)
@@ -376,10 +461,11 @@ class Watch:
                 before,
                 tokens,
                 shift,
-                frame.known_of(entered, found, name),
+                None if borrowed else frame.known_of(entered, out, name),
                 site.position_sum_target,
             )
-            frame.read(found, reductions)
+            if not borrowed:
+                frame.read(out, reductions)
             taps = {"out": hidden}
             if before is not None:
                 taps["in"] = before
@@ -388,6 +474,8 @@ class Watch:
             )
         if alone:
             self._finish(frame)
+        elif borrowed:
+            own_what_is_carried(frame.carry, [hidden, *taps.values()])
 
     def _tokens_of(
         self, frame: Frame, state: SiteState, hidden: Tensor
@@ -418,13 +506,6 @@ class Watch:
             reading.carry = frame.carry.setdefault(statistic.name, {})
             statistic.update(states, reading)
         state.forwards.value.add_(1)
-
-
-def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """Sums are not to be taken in half precision."""
-    if torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 def watch(
@@ -519,7 +600,7 @@ def watch(
         run_example(Watch(plan, tokens), plan.root, example)
     else:
         plan.allocate_from_config()
-    return Watch(plan, tokens, schedule)
+    return Watch(plan, tokens, schedule, compiled=is_compiled(model))
 
 
 def silence(silent: Sequence[str], number: int) -> HookError:
