@@ -61,11 +61,12 @@ class Running:
 def cache_of(arguments: Any) -> Any:
     """The cache in a call's arguments, or in what it returned; or None."""
     if isinstance(arguments, Mapping):
+        given = dict(arguments.items())  # asking an output for a name of old times would warn
         for name in NAMES:
-            value = arguments.get(name)
+            value = given.get(name)
             if hasattr(value, "get_seq_length") or isinstance(value, (tuple, list)):
                 return value
-        return next((v for v in arguments.values() if hasattr(v, "get_seq_length")), None)
+        return next((v for v in given.values() if hasattr(v, "get_seq_length")), None)
     if isinstance(arguments, (tuple, list)):
         for value in arguments:
             if hasattr(value, "get_seq_length"):

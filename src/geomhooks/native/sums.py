@@ -15,7 +15,7 @@ from geomhooks.native.compiling import compiled, for_types
 
 __all__ = ["KINDS", "directions", "move", "settle", "sums"]
 
-ROWS = 16
+ROWS = 128
 KINDS = 2  # directions are taken of centred states, and of states as they are
 
 # Rows of what is found of each token.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["reduce_fused", "reduce_move_fused"]
 
-PER_THREAD = 1 << 20  # entries; a thread takes longer to wake than to read fewer
+PER_THREAD = 1 << 20
 PIECE = 1 << 18  # entries of a half-precision state that are widened at a time
 OVER_TOKENS = frozenset({"position_sum", "context_sum", "directions"})
 
