@@ -23,6 +23,7 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
 from geomhooks.functional.two_way import Design, connected_positions
+from geomhooks.native import load, usable
 from geomhooks.table import EMPTY, Placement, Table, hash_keys
 
 if TYPE_CHECKING:
@@ -215,10 +216,29 @@ class Contexts(Accumulator):
     def _fold(self, slot: Tensor, key: Tensor, closing: Tensor, interval: bool) -> Fold:
         """Close the contexts ``closing`` (M,) that are in the open rows ``slot`` (M,)."""
         cells = torch.where(closing[:, None], self.open["cells"][slot], 0)
+        weight, ends, edges = self._enter(cells, closing, interval)
+        self["closed"].add_(closing.sum())
+        kept = self.kept.place(key, hash_keys(key), closing)
+        self["split"].add_((closing & ~kept.fresh & (kept.slot < self.kept.capacity)).sum())
+        group = torch.where(kept.fresh, self.open["group"][slot], 0)
+        self.kept.write(kept, cells=cells, group=group)
+        return Fold(slot, weight, ends, edges, kept)
+
+    def _enter(
+        self, cells: Tensor, closing: Tensor, interval: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Enter complete contexts in the design; returns their weights, and ends or edges.
+
+        Args:
+            cells: (M, T) what those that are closing cover.
+            closing: (M,) bool.
+            interval: each is known to cover an interval.
+        """
+        if usable(cells, closing, self["design"]):
+            return self._enter_native(cells, closing, interval)
+        reach = self.reach
         length = cells.sum(1)
         weight = torch.where(length > 0, 1.0 / length.to(self["design"].dtype), 0.0)
-        reach = self.reach
-        ends = edges = None
         differences = difference(cells[:, :reach])
         self["covered"][: reach + 1].add_(differences.sum(0))
         if interval:
@@ -234,17 +254,25 @@ class Contexts(Accumulator):
             self["averaged"].index_add_(
                 0, ends.reshape(-1), (weight[:, None] * signs[:2, 0]).reshape(-1)
             )
-        else:
-            edges = differences.to(weight.dtype).T.contiguous()
-            weighted = edges * weight
-            self["design"][: reach + 1, : reach + 1].addmm_(weighted, edges.T)
-            self["averaged"][: reach + 1].add_(weighted.sum(1))
-        self["closed"].add_(closing.sum())
-        kept = self.kept.place(key, hash_keys(key), closing)
-        self["split"].add_((closing & ~kept.fresh & (kept.slot < self.kept.capacity)).sum())
-        group = torch.where(kept.fresh, self.open["group"][slot], 0)
-        self.kept.write(kept, cells=cells, group=group)
-        return Fold(slot, weight, ends, edges, kept)
+            return weight, ends, None
+        edges = differences.to(weight.dtype).T.contiguous()
+        weighted = edges * weight
+        self["design"][: reach + 1, : reach + 1].addmm_(weighted, edges.T)
+        self["averaged"][: reach + 1].add_(weighted.sum(1))
+        return weight, None, edges
+
+    def _enter_native(
+        self, cells: Tensor, closing: Tensor, interval: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        number, reach = len(closing), self.reach
+        weight, ends = np.empty(number), np.empty((number if interval else 0, 2), np.int64)
+        edges = np.zeros((reach + 1, 0 if interval else number))
+        held = (self.array(name) for name in ("design", "covered", "averaged"))
+        given = cells.numpy(), closing.numpy(), interval, reach
+        load("folds").fold(*given, *held, weight, ends, edges)
+        if interval:
+            return torch.from_numpy(weight), torch.from_numpy(ends), None
+        return torch.from_numpy(weight), None, torch.from_numpy(edges)
 
     @staticmethod
     def _interval_ends(covered: Tensor) -> Tensor:

@@ -358,7 +358,7 @@ def find_tensor(value: Any) -> Tensor | None:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     elif isinstance(value, (tuple, list)):
-        named = {str(index): item for index, item in enumerate(value)}
+        return next((t for t in map(find_tensor, value) if t is not None), None)
     else:
         return None
     for name in (*(n for n in PREFERRED if n in named), *named):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
+from geomhooks.native import load, usable
 
 __all__ = ["Offsets", "UnitVectors", "offsets"]
 
@@ -91,6 +92,11 @@ class UnitVectors(Accumulator):
             offset: (kinds, groups, d) sum of u - e.
             square: (kinds, groups) sum of |u - e|^2.
         """
+        given = about, count, offset, square
+        if usable(*given, self["square"]):
+            held = (self.array(name) for name in ("about", "count", "offset", "square"))
+            load().add_directions(*(tensor.numpy() for tensor in given), *held)
+            return
         self["about"].copy_(about)
         self["count"].add_(count)
         self["offset"].add_(offset)

@@ -371,7 +371,7 @@ class Watch:
         """
         me = threading.get_ident()
         others = {frame.thread for frame in self._frames} - {me}
-        if others & {thread.ident for thread in threading.enumerate()}:
+        if others and others & {thread.ident for thread in threading.enumerate()}:
             raise WatchError(
                 "two threads run forwards of one watched model at once, as torch.nn.DataParallel "
                 "does; their tokens cannot be told apart. Use a process for each device "

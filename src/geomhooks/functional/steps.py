@@ -16,18 +16,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-__all__ = ["Step", "centred_square", "step"]
+__all__ = ["Move", "centred_square", "move"]
 
 
-class Step(NamedTuple):
-    """Angle in radians, radial and tangential part of an update."""
+class Move(NamedTuple):
+    """Radial and tangential part of an update, and r + rho, how far out along e it ends."""
 
-    angle: Tensor
     radial: Tensor
     tangential: Tensor
+    outward: Tensor
 
 
 def centred_square(square: Tensor, ones: Tensor, width: int) -> Tensor:
@@ -35,7 +34,7 @@ def centred_square(square: Tensor, ones: Tensor, width: int) -> Tensor:
     return (square - ones.square() / width).clamp(min=0)
 
 
-def step(
+def move(
     width: int,
     in_square: Tensor,
     in_ones: Tensor,
@@ -43,8 +42,8 @@ def step(
     update_dot: Tensor,
     slope: Tensor,
     across_square: Tensor,
-) -> Step:
-    """Angle, radial and tangential part of a move from y by u; all tensors of one shape.
+) -> Move:
+    """Radial and tangential part of a move from y by u; all tensors of one shape.
 
     Where a move is mostly radial, tau^2 = |u_c|^2 - rho^2 has no digits left. So the part of u
     along y is taken off before squaring: with c near rho / r, and u' = u - c y,
@@ -60,15 +59,18 @@ def step(
         across_square: |u - c y|^2.
 
     Example: a quarter turn in the plane orthogonal to the ones direction.
+        >>> import torch
         >>> y, u = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([-1.0, 1.0, 0.0])
         >>> u = u + torch.tensor([1.0, 1.0, -2.0]) / 3**0.5
         >>> c = torch.tensor(-1.0)
-        >>> s = step(3, y @ y, y.sum(), u.sum(), u @ y, c, (u - c * y) @ (u - c * y))
-        >>> [round(float(v), 4) for v in s]
-        [1.5708, -1.4142, 1.4142]
+        >>> m = move(3, y @ y, y.sum(), u.sum(), u @ y, c, (u - c * y) @ (u - c * y))
+        >>> round(float(torch.atan2(m.tangential, m.outward)), 4)
+        1.5708
+        >>> [round(float(v), 4) for v in m]
+        [-1.4142, 1.4142, 0.0]
     """
     radius = centred_square(in_square, in_ones, width).sqrt()
     radial = (update_dot - update_ones * in_ones / width) / radius
     across = centred_square(across_square, update_ones - slope * in_ones, width)
     tangential = (across - (radial - slope * radius).square()).clamp(min=0).sqrt()
-    return Step(torch.atan2(tangential, radius + radial), radial, tangential)
+    return Move(radial, tangential, radius + radial)

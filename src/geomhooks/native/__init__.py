@@ -57,5 +57,5 @@ def prepare(tensors: Iterable[Tensor]) -> None:
         for dtype in {torch.float64 if d == torch.float64 else torch.float32 for d in found}:
             for loop in (sums.sums, sums.settle, sums.move):
                 loop(dtype)
-        for name in ("adds", "places"):
+        for name in ("adds", "folds", "places"):
             load(name)

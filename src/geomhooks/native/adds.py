@@ -6,9 +6,52 @@ import numpy as np
 
 from geomhooks.native.compiling import compiled
 
-__all__ = ["count_tokens", "follow", "moments"]
+__all__ = ["add_directions", "count_tokens", "follow", "moments"]
 
 LARGEST = np.finfo(np.float64).max
+
+
+@compiled()
+def sort_out(values, where, about, counts, moved, low, high):
+    """Of one row's values, which count, what they are about a shift, and neutral ones elsewhere."""
+    for t in range(len(values)):
+        value = values[t]
+        counted = where[t] and abs(value) <= LARGEST  # which NaN is not
+        counts[t] = 1 if counted else 0
+        moved[t] = value - about if counted else 0.0
+        low[t] = value if counted else np.inf
+        high[t] = value if counted else -np.inf
+
+
+# A loop for each of the five, since only loops that write to one place are vectorized.
+
+
+@compiled()
+def add_to(values, total):
+    """Add to a row."""
+    for t in range(len(values)):
+        total[t] += values[t]
+
+
+@compiled()
+def add_squares(values, total):
+    """Add squares to a row."""
+    for t in range(len(values)):
+        total[t] += values[t] * values[t]
+
+
+@compiled()
+def lower_to(values, least):
+    """Lower a row to values that are less."""
+    for t in range(len(values)):
+        least[t] = values[t] if values[t] < least[t] else least[t]
+
+
+@compiled()
+def raise_to(values, greatest):
+    """Raise a row to values that are greater."""
+    for t in range(len(values)):
+        greatest[t] = values[t] if values[t] > greatest[t] else greatest[t]
 
 
 @compiled(
@@ -20,35 +63,33 @@ def moments(
 ):
     """Add values (F, L, B, T) of one of L sites to its moments: see ``Moments.add``."""
     features, _, batch, length = values.shape
+    counts = np.empty(length, np.int64)
+    moved, low, high = np.empty(length), np.empty(length), np.empty(length)
     for f in range(features):
-        if not shifted[f]:
-            for b in range(batch):
-                for t in range(length):
-                    value = values[f, site, b, t]
-                    if not shifted[f] and where[site, b, t] and abs(value) <= LARGEST:
-                        shift[f], shifted[f] = value, True
-        about = shift[f]
         for b in range(batch):
+            row = values[f, site, b]
+            for t in range(length):
+                if shifted[f]:
+                    break
+                if where[site, b, t] and abs(row[t]) <= LARGEST:
+                    shift[f], shifted[f] = row[t], True
+            sort_out(row, where[site, b], shift[f], counts, moved, low, high)
             if columns:
-                for t in range(length):
-                    value, row = values[f, site, b, t], start + t
-                    counts = where[site, b, t] and abs(value) <= LARGEST
-                    moved = value - about if counts else 0.0
-                    count[f, row] += 1 if counts else 0
-                    total[f, row] += moved
-                    squares[f, row] += moved * moved
-                    least[f, row] = min(least[f, row], value if counts else np.inf)
-                    greatest[f, row] = max(greatest[f, row], value if counts else -np.inf)
-            else:
-                for t in range(length):
-                    value, row = values[f, site, b, t], at[b, t]
-                    if where[site, b, t] and abs(value) <= LARGEST:
-                        moved = value - about
-                        count[f, row] += 1
-                        total[f, row] += moved
-                        squares[f, row] += moved * moved
-                        least[f, row] = min(least[f, row], value)
-                        greatest[f, row] = max(greatest[f, row], value)
+                end = start + length
+                add_to(counts, count[f, start:end])
+                add_to(moved, total[f, start:end])
+                add_squares(moved, squares[f, start:end])
+                lower_to(low, least[f, start:end])
+                raise_to(high, greatest[f, start:end])
+                continue
+            for t in range(length):
+                if counts[t]:
+                    to = at[b, t]
+                    count[f, to] += 1
+                    total[f, to] += moved[t]
+                    squares[f, to] += moved[t] * moved[t]
+                    least[f, to] = min(least[f, to], low[t])
+                    greatest[f, to] = max(greatest[f, to], high[t])
 
 
 @compiled("void(b1[:,::1], f8[:,:], b1, i8, i8[:,:], b1, i8[:,:], i8[::1], i8[::1], f8[::1],"
@@ -122,3 +163,15 @@ def follow(
                 open_count[slot[i]] = 0
             add_multiple(sums[first + i], 1.0, open_sum[slot[i]])
             open_count[slot[i]] += counts[first + i]
+
+
+@compiled("void(f8[:,::1], i8[:,::1], f8[:,:,::1], f8[:,::1], f8[:,::1], i8[:,::1], f8[:,:,::1],"
+          "f8[:,::1])")  # fmt: skip
+def add_directions(about, number, offset, square, e, count, total, squares):
+    """Add sums of unit vectors: see ``UnitVectors.add``."""
+    for kind in range(about.shape[0]):
+        e[kind] = about[kind]
+        for group in range(number.shape[1]):
+            count[kind, group] += number[kind, group]
+            squares[kind, group] += square[kind, group]
+            add_multiple(offset[kind, group], 1.0, total[kind, group])

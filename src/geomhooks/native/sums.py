@@ -19,7 +19,7 @@ ROWS = 128
 KINDS = 2  # directions are taken of centred states, and of states as they are
 
 # Rows of what is found of each token.
-SQUARE, ONES, AROUND, IN_SQUARE, IN_ONES, MOVE_ONES, MOVE_DOT, MOVE_SQUARE = range(8)
+SQUARE, ONES, AROUND, NORM, RADIUS, RADIAL, TANGENTIAL, OUTWARD = range(8)
 
 
 @compiled()
@@ -64,14 +64,14 @@ def of_both(row, before, shift):
 
 
 @compiled()
-def of_direction(length, square, dot, shift_length):
-    """:func:`geomhooks.unit_vectors.offsets` of one vector."""
-    if shift_length > 0:
-        shorter = -(2 * dot + square) / (length + shift_length)
-        ratio = shorter / shift_length
-        spread = (square + 2 * dot * ratio + shorter * shorter) / (length * length)
-        return ratio / length, spread
-    return 0.0, square / (length * length)
+def of_direction(inverse, shorter, square, dot, inverse_shift):
+    """:func:`geomhooks.unit_vectors.offsets` of one vector, whose length is 1 / ``inverse``.
+
+    ``shorter`` is how much longer the shift is than the vector; float64 keeps its digits.
+    """
+    ratio = shorter * inverse_shift
+    spread = square + 2 * dot * ratio + (shorter * shorter if inverse_shift > 0 else 0.0)
+    return ratio * inverse, spread * inverse * inverse
 
 
 @compiled()
@@ -96,53 +96,69 @@ def add_four(x0, x1, x2, x3, counts, weights, i, shift, p0, p1, p2, p3, context,
 
 
 @compiled()
+def put_move(found, b, t, width, ones, dot, square, in_ones, in_radius):
+    """Radial and tangential part of one move, and how far out it ends: ``functional.steps``."""
+    radial = (dot - ones * in_ones / width) / in_radius
+    across = max(square - ones * ones / width, 0.0)
+    found[RADIAL, b, t] = radial
+    found[TANGENTIAL, b, t] = math.sqrt(max(across - radial * radial, 0.0))
+    found[OUTWARD, b, t] = in_radius + radial
+
+
+@compiled()
 def measure(
-    h, y, moves, input_known, real, first, wide_shift, about_shift, limit, b, lo, hi, offset,
-    counts, weights, found, keep, tallies,
+    h, y, moves, input_known, in_ones, in_radius, real, first, wide_shift, about_shift, limit,
+    b, lo, hi, offset, counts, weights, found, keep, tallies,
 ):  # fmt: skip
     """Sums over the entries of one piece's tokens, which of them count, and what they weigh."""
     width = h.shape[2]
     shift_ones, shift_square, centred_length, raw_length = about_shift
+    inverse_centred = 1 / centred_length if centred_length > 0 else 0.0
+    inverse_raw = 1 / raw_length if raw_length > 0 else 0.0
     counts[:] = False
     weights[:] = 0
     for t in range(lo, hi):
         row, before = h[b, t - offset], y[b, t - offset]
         if moves:
             ones, square, along, move_ones, move_dot, move_square = of_both(row, before, wide_shift)
-            found[MOVE_ONES, b, t] = move_ones
-            found[MOVE_DOT, b, t] = move_dot
-            found[MOVE_SQUARE, b, t] = move_square
-            if not input_known:
-                in_ones, in_square, _ = of_state(before, wide_shift)
-                found[IN_SQUARE, b, t] = in_square
-                found[IN_ONES, b, t] = in_ones
+            if input_known:
+                y_ones, y_radius = in_ones[b, t], in_radius[b, t]
+            else:
+                y_ones, y_square, _ = of_state(before, wide_shift)
+                y_radius = math.sqrt(max(y_square - y_ones * y_ones / width, 0.0))
+            put_move(found, b, t, width, move_ones, move_dot, move_square, y_ones, y_radius)
         else:
             ones, square, along = of_state(row, wide_shift)
         counted = real[b, t] and square <= limit  # which NaN is not
         keep[b, t] = counted
         if not counted:
-            found[SQUARE, b, t] = found[ONES, b, t] = found[AROUND, b, t] = 0.0
+            for what in range(RADIAL):
+                found[what, b, t] = 0.0
             continue
         around = max(square - 2 * along + shift_square, 0.0)
+        radius, norm = math.sqrt(max(square - ones * ones / width, 0.0)), math.sqrt(square)
         found[SQUARE, b, t], found[ONES, b, t], found[AROUND, b, t] = square, ones, around
+        found[NORM, b, t], found[RADIUS, b, t] = norm, radius
         counts[t - lo] = True
         group = 1 if first[b, t] else 0
-        radius, norm = math.sqrt(max(square - ones * ones / width, 0.0)), math.sqrt(square)
         dot, x_ones = along - shift_square, ones - shift_ones
         if radius > 0:
+            inverse = 1 / radius
             line, spread = of_direction(
-                radius,
+                inverse,
+                centred_length - radius,
                 max(around - x_ones * x_ones / width, 0.0),
                 dot - x_ones * shift_ones / width,
-                centred_length,
+                inverse_centred,
             )
-            weights[0, t - lo] = 1 / radius
+            weights[0, t - lo] = inverse
             tallies[0, group, 0] += 1
             tallies[0, group, 1] += line
             tallies[0, group, 2] += spread
         if norm > 0:
-            line, spread = of_direction(norm, around, dot, raw_length)
-            weights[1, t - lo] = 1 / norm
+            inverse = 1 / norm
+            line, spread = of_direction(inverse, raw_length - norm, around, dot, inverse_raw)
+            weights[1, t - lo] = inverse
             tallies[1, group, 0] += 1
             tallies[1, group, 1] += line
             tallies[1, group, 2] += spread
@@ -174,7 +190,8 @@ def add_row(small, large):
 
 
 SIGNATURE = (
-    "void({0}[:,:,::1], {0}[:,:,::1], b1, b1, b1[:,:], b1[:,:], {0}[::1], f8[::1], f8, i8, i8, i8,"
+    "void({0}[:,:,::1], {0}[:,:,::1], b1, b1, f8[:,:], f8[:,:], b1[:,:], b1[:,:], {0}[::1],"
+    "f8[::1], f8, i8, i8, i8,"
     "b1, i8, i8[:,:], b1, i8[:,:], b1, f8[:,:,::1], b1[:,::1], f8[:,::1], f8[:,::1],"
     "f8[:,:,::1], f8[:,:,::1])"
 )
@@ -182,8 +199,8 @@ SIGNATURE = (
 
 @for_types(SIGNATURE)
 def sums(
-    h, y, moves, input_known, real, first, shift, wide_shift, limit, begin, end, offset,
-    columns, start, positions, by_row, segments, over_tokens,
+    h, y, moves, input_known, in_ones, in_radius, real, first, shift, wide_shift, limit,
+    begin, end, offset, columns, start, positions, by_row, segments, over_tokens,
     found, keep, by_position, by_context, units, tallies,
 ):  # fmt: skip
     """Add the columns from ``begin`` to ``end`` of a hidden state to the sums.
@@ -192,7 +209,9 @@ def sums(
         h: (B, C, d) hidden states, of which column 0 is number ``offset`` of the forward's T.
         y: (B, C, d) the block's input; anything, where ``moves`` is False.
         moves: the sums of h - y are wanted.
-        input_known: those of y alone are not.
+        input_known: those of y alone need not be taken.
+        in_ones: (B, T) sum of the entries of y, where known.
+        in_radius: (B, T) |y - m 1|, where known.
         real: (B, T) tokens that count if they are finite.
         first: (B, T) tokens at position 0.
         shift: (d,) what states are taken about.
@@ -207,7 +226,7 @@ def sums(
         by_row: a row is a context.
         segments: (B, T) the context of each token, where it is not.
         over_tokens: sums over tokens are wanted.
-        found: (8, B, T) sums over the entries of each token.
+        found: (8, B, T) what the entries of each token add up to.
         keep: (B, T) tokens that are real and finite.
         by_position: (P, d) added to.
         by_context: (M + 1, d) added to.
@@ -235,8 +254,8 @@ def sums(
         hi = min(lo + ROWS, end)
         for b in range(batch):
             measure(
-                h, y, moves, input_known, real, first, wide_shift, about_shift, limit, b, lo, hi,
-                offset, counts, weights, found, keep, tallies,
+                h, y, moves, input_known, in_ones, in_radius, real, first, wide_shift, about_shift,
+                limit, b, lo, hi, offset, counts, weights, found, keep, tallies,
             )  # fmt: skip
             if not over_tokens:
                 continue
@@ -313,17 +332,16 @@ MOVE = "void({0}[:,:,::1], {0}[:,:,::1], i8, i8, i8, f8[:,:,::1])"
 
 @for_types(MOVE)
 def move(h, y, begin, end, offset, found):
-    """Sums over the entries of y and of the move h - y alone; arguments as in :func:`sums`."""
-    nothing = np.zeros(h.shape[2])
+    """The moves h - y alone; arguments as in :func:`sums`."""
+    width = h.shape[2]
+    nothing = np.zeros(width)
     for b in range(h.shape[0]):
         for t in range(begin, end):
             row, before = h[b, t - offset], y[b, t - offset]
             ones, dot, square = of_move(row, before)
-            found[MOVE_ONES, b, t] = ones
-            found[MOVE_DOT, b, t] = dot
-            found[MOVE_SQUARE, b, t] = square
             in_ones, in_square, _ = of_state(before, nothing)
-            found[IN_SQUARE, b, t], found[IN_ONES, b, t] = in_square, in_ones
+            in_radius = math.sqrt(max(in_square - in_ones * in_ones / width, 0.0))
+            put_move(found, b, t, width, ones, dot, square, in_ones, in_radius)
 
 
 SETTLE = "void({0}[:,:,::1], i8[::1], b1[::1], f8[::1], b1[::1])"

@@ -43,7 +43,10 @@ def reduce_fused(
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     batch, length, width = out.shape
     moves = "step" in needs and into is not None
-    input_known = known is not None and known.squared_norm is not None and known.ones is not None
+    in_ones = in_radius = np.empty((0, 0))
+    input_known = known is not None and known.ones is not None and known.radius is not None
+    if known is not None and known.ones is not None and known.radius is not None:
+        in_ones, in_radius = known.ones.double().numpy(), known.radius.double().numpy()
     real, first, columns, start, positions, by_row, segments, _ = tokens.arrays
     workers = _workers(out) if columns else 1
     target = position_sum
@@ -58,6 +61,8 @@ def reduce_fused(
     arguments = (
         moves,
         input_known,
+        in_ones,
+        in_radius,
         real,
         first,
         wide_shift.astype(np.float64 if dtype == torch.float64 else np.float32),
@@ -83,7 +88,9 @@ def reduce_fused(
 
     _share_out(work, workers, out, into if moves else None, dtype)
     sums = torch.from_numpy(found).unbind()
-    r = Reduced(torch.from_numpy(keep), sums[native.SQUARE], sums[native.ONES], sums[native.AROUND])
+    r = Reduced(torch.from_numpy(keep), sums[native.SQUARE], sums[native.ONES])
+    r.norm, r.radius = sums[native.NORM], sums[native.RADIUS]
+    r.shifted_squared_norm = sums[native.AROUND]
     if "position_sum" in needs and position_sum is None:
         r.position_sum = target
     if "context_sum" in needs:
@@ -95,7 +102,7 @@ def reduce_fused(
         native.directions(units, tallies, wide_shift, about, number, offset, square)
         r.directions = Directions(*map(torch.from_numpy, (about, number, offset, square)))
     if moves:
-        _take_moves(r, sums, known if input_known else None)
+        _take_moves(r, sums)
     if "shifted" in needs:
         r.shifted = torch.where(r.keep[..., None], out.to(dtype) - shift.to(dtype), 0.0)
     return r
@@ -113,17 +120,14 @@ def reduce_move_fused(out: Tensor, into: Tensor) -> Reduced:
 
     _share_out(work, _workers(out), out, into, dtype)
     r = Reduced(torch.ones(out.shape[:2], dtype=torch.bool))
-    _take_moves(r, torch.from_numpy(found).unbind(), None)
+    _take_moves(r, torch.from_numpy(found).unbind())
     return r
 
 
-def _take_moves(r: Reduced, found: Sequence[Tensor], known: Reduced | None) -> None:
+def _take_moves(r: Reduced, found: Sequence[Tensor]) -> None:
     native = load("sums")
-    r.in_squared_norm = found[native.IN_SQUARE] if known is None else known.squared_norm
-    r.in_ones = found[native.IN_ONES] if known is None else known.ones
-    r.update_ones, r.update_dot = found[native.MOVE_ONES], found[native.MOVE_DOT]
-    # Float64 needs no help to take the radial part off.
-    r.slope, r.across_squared_norm = torch.zeros_like(r.update_dot), found[native.MOVE_SQUARE]
+    r.radial, r.tangential = found[native.RADIAL], found[native.TANGENTIAL]
+    r.outward = found[native.OUTWARD]
 
 
 def _workers(states: Tensor) -> int:

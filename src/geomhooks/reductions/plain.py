@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geomhooks.functional.steps import centred_square, move
 from geomhooks.tokens import Tokens
 from geomhooks.unit_vectors import offsets
 
@@ -25,6 +26,8 @@ NAMES = frozenset(
     {
         "squared_norm",
         "ones",
+        "norm",
+        "radius",
         "shifted_squared_norm",
         "position_sum",
         "context_sum",
@@ -33,6 +36,9 @@ NAMES = frozenset(
         "shifted",
     }
 )
+
+
+LENGTHS = frozenset({"norm", "radius"})
 
 
 class Directions(NamedTuple):
@@ -65,33 +71,31 @@ class Reduced:
         keep: (B, T) bool, tokens that are real and whose hidden state is finite.
         squared_norm: (B, T) |h|^2.
         ones: (B, T) sum of the entries of h.
+        norm: (B, T) |h|.
+        radius: (B, T) |h - m 1|, m the mean of the entries of h.
         shifted_squared_norm: (B, T) |x|^2.
         position_sum: (T, d), or (capacity, d) where positions are not columns: sum of x. None where
             it was added straight to a tensor of the state.
         context_sum: (M, d) sum of x.
         directions: sums of the states' unit vectors.
-        update_ones: (B, T) sum of the entries of u = h - y, y the block's input.
-        update_dot: (B, T) <u, y>.
-        slope: (B, T) some c for which u - c y is about orthogonal to y, both centred.
-        across_squared_norm: (B, T) |u - c y|^2.
-        in_squared_norm: (B, T) |y|^2.
-        in_ones: (B, T) sum of the entries of y.
+        radial: (B, T) part of the centred update from the block's input y along y_c = y - m 1.
+        tangential: (B, T) its part across y_c.
+        outward: (B, T) |y_c| + radial, so that the angle of the step is atan2(tangential, outward).
         shifted: (B, T, d) x, 0 where not kept; only for statistics that need products of it.
     """
 
     keep: Tensor
     squared_norm: Tensor | None = None
     ones: Tensor | None = None
+    norm: Tensor | None = None
+    radius: Tensor | None = None
     shifted_squared_norm: Tensor | None = None
     position_sum: Tensor | None = None
     context_sum: Tensor | None = None
     directions: Directions | None = None
-    update_ones: Tensor | None = None
-    update_dot: Tensor | None = None
-    slope: Tensor | None = None
-    across_squared_norm: Tensor | None = None
-    in_squared_norm: Tensor | None = None
-    in_ones: Tensor | None = None
+    radial: Tensor | None = None
+    tangential: Tensor | None = None
+    outward: Tensor | None = None
     shifted: Tensor | None = None
 
 
@@ -126,6 +130,10 @@ def reduce_plain(
     r = Reduced(keep)
     r.squared_norm = torch.where(keep, squared, 0.0)
     r.ones = torch.where(keep, h.sum(-1), 0.0)
+    if needs & LENGTHS:
+        wide = wide_of(h)
+        square, ones = r.squared_norm.to(wide), r.ones.to(wide)
+        r.norm, r.radius = square.sqrt(), centred_square(square, ones, width).sqrt()
     r.shifted_squared_norm = x.square().sum(-1)
     if "position_sum" in needs and position_sum is None:
         r.position_sum = sum_by_position(x, tokens)
@@ -139,23 +147,24 @@ def reduce_plain(
         sums = (weights.view(4, -1) @ x.view(-1, width)).view(2, 2, width)
         r.directions = directions_of(r, sums, x @ shift, shift, first)
     if "step" in needs and into is not None:
-        add_update(r, h, into.to(dtype), known)
+        add_move(r, h, into.to(dtype), known)
     if "shifted" in needs:
         r.shifted = x
     return r
 
 
-def add_update(r: Reduced, h: Tensor, y: Tensor, known: Reduced | None = None) -> Reduced:
+def add_move(r: Reduced, h: Tensor, y: Tensor, known: Reduced | None = None) -> Reduced:
     """Fill in the reductions of the update h - y from the block's input y."""
     if known is not None and known.squared_norm is not None and known.ones is not None:
-        square, ones = known.squared_norm, known.ones
+        square, ones = known.squared_norm.to(y.dtype), known.ones.to(y.dtype)
     else:
         square, ones = y.square().sum(-1), y.sum(-1)
-    r.in_squared_norm, r.in_ones = square, ones
-    update = h - y
-    r.update_ones, r.update_dot = update.sum(-1), (update * y).sum(-1)
-    r.slope = slope_of(square, ones, r.update_dot, r.update_ones, h.shape[-1])
-    r.across_squared_norm = (update - r.slope[..., None] * y).square().sum(-1)
+    update, width = h - y, h.shape[-1]
+    total, dot = update.sum(-1), (update * y).sum(-1)
+    slope = slope_of(square, ones, dot, total, width)
+    across = (update - slope[..., None] * y).square().sum(-1)
+    sums = (v.to(wide_of(h)) for v in (square, ones, total, dot, slope, across))
+    r.radial, r.tangential, r.outward = move(width, *sums)
     return r
 
 
@@ -169,7 +178,7 @@ def reduce_move_plain(out: Tensor, into: Tensor) -> Reduced:
     """The reductions of the move from ``into`` to ``out`` (B, T, d) alone, for all tokens."""
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     everything = torch.ones(out.shape[:-1], dtype=torch.bool, device=out.device)
-    return add_update(Reduced(everything), out.to(dtype), into.to(dtype))
+    return add_move(Reduced(everything), out.to(dtype), into.to(dtype))
 
 
 def unit_weights(squared: Tensor, ones: Tensor, keep: Tensor, first: Tensor, width: int) -> Tensor:

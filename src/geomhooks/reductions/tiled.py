@@ -60,8 +60,6 @@ def reduce_tiled(
     if directions:
         added = (sum_of([getattr(d, n) for d in directions]) for n in Directions._fields[1:])
         r.directions = Directions(directions[0].about, *added)
-    if known is not None and r.in_squared_norm is not None:
-        r.in_squared_norm, r.in_ones = known.squared_norm, known.ones
     return r
 
 

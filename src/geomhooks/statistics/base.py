@@ -109,9 +109,10 @@ class Statistic(ABC):
       the model's own tensors: read them, never write to them.
     - ``reading.tokens``: ``real`` (B, T), the tokens that count; ``positions`` (B, T); ``at``, the
       rows of an accumulator with a row for each position; ``keys`` (M,), the forward's contexts.
-    - ``reading.reductions``: what ``needs`` names, of "squared_norm", "ones",
-      "shifted_squared_norm", "position_sum", "context_sum", "directions", "step", "shifted"; each
-      is described at :class:`geomhooks.reductions.Reduced`.
+    - ``reading.reductions``: what ``needs`` names, of "squared_norm", "ones", "norm", "radius",
+      "shifted_squared_norm", "position_sum", "context_sum", "directions", "step" ("radial",
+      "tangential", "outward"), "shifted"; each is described at
+      :class:`geomhooks.reductions.Reduced`.
     - ``reading.carry``: a dictionary for what one site leaves to the next in the same forward.
 
     Example:

@@ -85,8 +85,9 @@ class Sphere(Statistic):
     def needs_at(self, site: Site) -> tuple[str, ...]:
         """Sums over entries and directions; those of the block's update where it has an input."""
         return (
-            "squared_norm",
             "ones",
+            "norm",
+            "radius",
             "directions",
             *(("step",) if site.has_input else ()),
         )
@@ -125,7 +126,7 @@ class Sphere(Statistic):
             keep, wide = reading.reductions.keep, reading.shift.dtype
             return {"chord": torch.full_like(keep, float("nan"), dtype=wide)}
         out = reading.taps["out"]
-        return {"chord": step_angle(reduce_move(out, start.to(out.device)), site.width)}
+        return {"chord": step_angle(reduce_move(out, start.to(out.device)))}
 
     def finish(self, carry: dict[Any, Any]) -> None:
         """Add one forward."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Moments
-from geomhooks.functional.steps import centred_square, step
 from geomhooks.reductions import Reduced
 from geomhooks.reductions.plain import wide_of
 from geomhooks.statistics.base import Reading, Site
@@ -25,16 +24,7 @@ __all__ = ["BINS", "HIGH", "LOW", "Note", "add_notes", "features", "norm_gaps", 
 
 STATE = ("norm", "ones", "ones_share", "radius")
 STEP = ("step_angle", "radial", "tangential")
-SUMS = (
-    "squared_norm",
-    "ones",
-    "in_squared_norm",
-    "in_ones",
-    "update_ones",
-    "update_dot",
-    "slope",
-    "across_squared_norm",
-)
+SUMS = ("norm", "ones", "radius", "radial", "tangential", "outward")
 # Natural logarithm of the radius: steps of 1/8 from exp(-10) to exp(15), and open ends.
 LOW, HIGH, PER_UNIT = -10, 15, 8
 BINS = (HIGH - LOW) * PER_UNIT + 2
@@ -108,19 +98,18 @@ def add_group(group: list[Note], paths: dict[str, Tensor]) -> None:
     none = torch.zeros(tokens.real.shape, dtype=wide, device=keep.device)
     found = [none if one is None else one.to(wide) for note in group for one in note.sums]
     sums = torch.stack(found).view(len(group), len(SUMS), *none.shape).unbind(1)
-    square, ones = sums[:2]
-    radius = centred_square(square, ones, width).sqrt()
+    norm, ones, radius, radial, tangential, outward = sums
+    along = ones / width**0.5
     columns = {
-        "norm": square.sqrt(),
-        "ones": ones / width**0.5,
-        "ones_share": (ones.square() / (width * square)).nan_to_num(0.0),
+        "norm": norm,
+        "ones": along,
+        "ones_share": (along / norm).square().nan_to_num(0.0),
         "radius": radius,
     }
     if any(note.site.has_input for note in group):
-        moved = step(width, *sums[2:])
-        columns |= {"step_angle": moved.angle, "radial": moved.radial}
-        columns["tangential"] = moved.tangential
-        columns["path_length"] = follow_path(group, moved.angle, paths)
+        angle = torch.atan2(tangential, outward)
+        columns |= {"step_angle": angle, "radial": radial, "tangential": tangential}
+        columns["path_length"] = follow_path(group, angle, paths)
     by_features: dict[tuple[str, ...], list[int]] = {}
     for index, note in enumerate(group):
         by_features.setdefault(features(note.site), []).append(index)
@@ -180,26 +169,24 @@ def add_counts(group: list[Note], keep: Tensor, radius: Tensor) -> None:
         note.state["non_finite"].value.add_(number[index])
 
 
-def step_angle(moved: Reduced, width: int) -> Tensor:
+def step_angle(moved: Reduced) -> Tensor:
     """Angle of one move, (B, T)."""
-    names = SUMS[2:]
-    found = [getattr(moved, name) for name in names]
-    return step(width, *(one.to(wide_of(one)) for one in found)).angle
+    assert moved.tangential is not None
+    assert moved.outward is not None
+    return torch.atan2(moved.tangential, moved.outward)
 
 
 def norm_gaps(reading: Reading) -> dict[str, Tensor]:
     """How far a norm's output before gain and bias is from the sphere, and from the plane."""
-    site, r, taps = reading.site, reading.reductions, reading.taps
-    assert r.in_squared_norm is not None
-    assert r.in_ones is not None
+    site, taps = reading.site, reading.taps
     assert site.norm_eps is not None
     width, eps, wide = site.width, site.norm_eps, reading.shift.dtype
-    square, ones = r.in_squared_norm.to(wide), r.in_ones.to(wide)
-    scatter = (centred_square(square, ones, width) if site.norm_centred else square) / width
+    entered = taps["in"].to(wide)
+    mean = entered.mean(-1, keepdim=True) if site.norm_centred else 0.0
+    scatter = (entered - mean).square().mean(-1)
     gain, bias = taps["gain"].to(wide), taps["bias"].to(wide)
     # Where a gain is about zero the output tells nothing; there the input stands in for it.
-    mean = (ones / width)[..., None] if site.norm_centred else 0.0
-    expected = (taps["in"].to(wide) - mean) / (scatter + eps).sqrt()[..., None]
+    expected = (entered - mean) / (scatter + eps).sqrt()[..., None]
     usable = gain.abs() > 1e-6 * gain.abs().amax()
     before = torch.where(usable, (taps["out"].to(wide) - bias) / gain, expected)
     length = torch.linalg.vector_norm(before, dim=-1) / width**0.5
