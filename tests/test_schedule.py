@@ -191,7 +191,7 @@ def fresh_dynamo() -> Iterator[None]:
 
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("statistic", [Count, lambda: gh.PosCtx(contexts=8)])
-def test_compiled_not_counting_is_one_graph_more_however_many_steps(statistic: Any) -> None:
+def test_compiled_not_counting_compiles_nothing_anew(statistic: Any) -> None:
     model = Stack(4)
     example = {"inputs_embeds": batch(1.0)}
     watch = gh.watch(model, statistics=[statistic()], positions=4, every=3, example=example)
@@ -207,7 +207,7 @@ def test_compiled_not_counting_is_one_graph_more_however_many_steps(statistic: A
             compiled(inputs_embeds=batch(float(step)))
             graphs.append(counter.frame_count - warm)
     assert watch.geometry().tokens[""]["real"] == 2 * (3 + 5)
-    assert graphs == [0] + [1] * 12
+    assert graphs == [0] * 13
 
 
 @pytest.mark.usefixtures("fresh_dynamo")

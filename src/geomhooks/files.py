@@ -28,7 +28,8 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator, Field
 from geomhooks.errors import FileFormatError, SchemaError
 from geomhooks.state import Shift, SiteState, State, StreamState, plain_value
-from geomhooks.statistics.base import REGISTRY, Site, Statistic
+from geomhooks.statistics import REGISTRY
+from geomhooks.statistics.base import Site, Statistic
 from geomhooks.tokens import CENSUS, TokenStream
 from geomhooks.version import __version__
 

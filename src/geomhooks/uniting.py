@@ -16,7 +16,8 @@ from typing import Any
 
 from geomhooks.errors import SchemaError
 from geomhooks.state import State
-from geomhooks.statistics.base import REGISTRY, Statistic
+from geomhooks.statistics import REGISTRY
+from geomhooks.statistics.base import Statistic
 
 __all__ = ["Part", "Union", "forward_order", "unite"]
 

@@ -326,11 +326,12 @@ class Watch:
                 "entering, so that it is compiled again, and leave "
                 "torch._dynamo.config.skip_nnmodule_hook_guards as it is; a model loaded from "
                 "torch.export, AOTInductor or TorchScript has no modules to watch: watch the "
-                "model that it was made from."
+                "model that it was made from." + self._schedule.hint
             )
         warnings.warn(
             "no hook of this watch fired while it was entered: the model was not run, or what was "
-            "run is another program made from it (torch.export, TorchScript, a copy)",
+            "run is another program made from it (torch.export, TorchScript, a copy)"
+            + self._schedule.hint,
             stacklevel=3,
         )
 

@@ -61,7 +61,7 @@ def graphs() -> int:
 
 
 def compile_blocks(model: nn.Module, backend: str) -> None:
-    blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 2)
+    blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1)
     for block in blocks:
         block.compile(backend=backend, fullgraph=True)
 
@@ -299,7 +299,7 @@ def test_hooks_that_fired_in_an_earlier_entry_only_are_reported() -> None:
         model(input_ids=ids(2, 5))
     with pytest.raises(gh.errors.HookError, match=r"h\.1\."):
         watch.geometry()
-    with pytest.warns(UserWarning, match="different numbers of forwards"):
+    with pytest.warns(UserWarning, match="other numbers of forwards"):
         assert watch.geometry(strict=False)["h.0"].pos_ctx.count == 20
     assert len(skipped._forward_hooks) == 0
 

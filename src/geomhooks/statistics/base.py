@@ -17,7 +17,7 @@ from geomhooks.tokens import Tokens, TokenStream
 if TYPE_CHECKING:
     from geomhooks.reductions import Reduced
 
-__all__ = ["LAWS", "REGISTRY", "Reading", "Site", "Statistic"]
+__all__ = ["LAWS", "Reading", "Site", "Statistic"]
 
 LAWS = frozenset(
     {
@@ -32,8 +32,6 @@ LAWS = frozenset(
         "generation",  # generation with a KV cache == one full forward
     }
 )
-
-REGISTRY: dict[str, type[Statistic]] = {}
 
 
 @dataclass(frozen=True)
@@ -148,8 +146,6 @@ class Statistic(ABC):
         super().__init_subclass__(**kwargs)
         if not cls.__dict__.get("name"):
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-        if cls.__module__.split(".")[0] == "geomhooks":
-            REGISTRY[cls.name] = cls
 
     @property
     def parameters(self) -> dict[str, Any]:
