@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+PACKAGES = ("geomhooks", "torch", "numba", "numpy", "transformers", "accelerate")
+
 
 def environment() -> dict[str, Any]:
     """Versions and machine."""
@@ -18,7 +20,7 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("geomhooks", "torch", "transformers")},
+        "packages": {name: version(name) for name in PACKAGES},
         "machine": {
             "processor": processor(),
             "cores": os.cpu_count(),

@@ -3,7 +3,8 @@
 Bare and watched forwards alternate in one process, so that both see the same machine; the ratio of
 each pair is taken and the median of the ratios reported, with their quartiles. Below a few per cent
 a wall-clock ratio drowns in noise, so the time spent inside the hooks is also measured directly, as
-a share of the rest of the forward.
+a share of the rest of the forward. The smallest model is also measured compiled against compiled,
+and steps of the Hugging Face Trainer with and without the callback.
 
     python benchmarks/overhead.py [--pairs 15] [--device cpu] [--quick]
 
@@ -13,10 +14,14 @@ writes ``benchmarks/results/overhead-<device>.json`` and prints a table.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +32,17 @@ from transformers import (
     BertConfig,
     BertModel,
     GPT2Config,
+    GPT2LMHeadModel,
     GPT2Model,
     LlamaConfig,
     LlamaModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
 )
 
 import geomhooks as gh
+from geomhooks.integrations.huggingface import GeometryCallback
 from geomhooks.watcher import Watch
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -94,6 +104,13 @@ def main() -> None:
                     }
                     rows.append(row)
                     print(show(row), flush=True)
+    name, build = next(iter(MODELS.items()))
+    torch.manual_seed(0)
+    rows.append(compiled_row(name, build().eval().to(device, dtype), shapes[0], arguments.pairs))
+    print(show(rows[-1]), flush=True)
+    for every in (1, 10):
+        rows.append(callback_row(every, steps=10 * arguments.pairs))
+        print(show(rows[-1]), flush=True)
     result = {"environment": environment(), "dtype": str(dtype), "rows": rows}
     path = Path(__file__).parent / "results" / f"overhead-{device.type}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -139,6 +156,67 @@ def measure(
         "share_in_hooks": round(share_in_hooks(model, inputs, watch), 4),
         "state_mib": round(watch.nbytes / 2**20, 1),
     }
+
+
+def compiled_row(name: str, model: nn.Module, shape: tuple[int, int], pairs: int) -> dict[str, Any]:
+    """A compiled model watched, against the same compiled and bare."""
+    model.compile()
+    found = measure(model, *shape, False, STATISTICS["both"](), pairs)
+    row = {"model": f"{name}, compiled", "shape": list(shape), "mask": False}
+    return {**row, "statistics": "both", **found}
+
+
+def callback_row(every: int, steps: int, batch: int = 8, length: int = 256) -> dict[str, Any]:
+    """Training steps of the Hugging Face Trainer with the callback, against those without."""
+    texts = [{"input_ids": t, "labels": t} for t in torch.randint(1000, (batch * steps, length))]
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    folder = tempfile.mkdtemp()
+    for watched in (False, True, False, True):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(n_embd=384, n_layer=6, n_head=6, vocab_size=1024))
+        clock = StepTimes()
+        callbacks: list[Any] = [clock]
+        if watched:
+            callbacks.append(GeometryCallback(every=every, statistics=STATISTICS["both"]()))
+        settings = TrainingArguments(
+            folder,
+            per_device_train_batch_size=batch,
+            max_steps=steps,
+            logging_steps=max(10, steps // 3),
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            Trainer(model, settings, train_dataset=texts, callbacks=callbacks).train()
+        seconds[watched] += clock.seconds
+    bare, slow = (statistics.median(seconds[watched]) for watched in (False, True))
+    quartiles = [q / bare for q in statistics.quantiles(seconds[True], n=4)]
+    return {
+        "model": f"Trainer, every={every}",
+        "shape": [batch, length],
+        "mask": False,
+        "statistics": "both",
+        "bare_ms": round(1e3 * bare, 2),
+        "ratio": round(slow / bare, 4),
+        "quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
+    }
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of each training step, logging included, after the first two."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """A step begins where the last one has ended and been logged."""
+        self.times.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        """One number a step."""
+        return [after - before for before, after in pairwise(self.times[2:])]
 
 
 def timed(model: nn.Module, inputs: dict[str, Any]) -> float:
@@ -202,7 +280,11 @@ def show(row: dict[str, Any]) -> str:
         f"{row['model']:20s} {shape:8s} {'mask' if row['mask'] else '':4s} {row['statistics']:7s} "
         f"bare {row['bare_ms']:8.1f} ms  ratio {row['ratio']:.3f} "
         f"[{row['quartiles'][0]:.3f}, {row['quartiles'][1]:.3f}]  "
-        f"in hooks {100 * row['share_in_hooks']:.2f} %  state {row['state_mib']:.0f} MiB"
+        + (
+            f"in hooks {100 * row['share_in_hooks']:.2f} %  state {row['state_mib']:.0f} MiB"
+            if "share_in_hooks" in row
+            else ""
+        )
     )
 
 
