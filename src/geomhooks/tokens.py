@@ -95,17 +95,17 @@ class Tokens:
     @cached_property
     def arrays(self) -> TokenArrays:
         """What compiled loops on the CPU are told of the tokens."""
-        positions = self.positions.numpy()
-        rows = np.arange(len(self.real)) if self.rows is None else self.rows.numpy()
+        positions = np.ascontiguousarray(self.positions.numpy())
+        segments = self.segments
         return TokenArrays(
-            self.real.numpy(),
-            self.first.numpy(),
+            np.ascontiguousarray(self.real.numpy()),
+            np.ascontiguousarray(self.first.numpy()),
             self.start is not None,
             self.start or 0,
             positions,
-            self.segments is None,
-            positions if self.segments is None else self.segments.numpy(),
-            rows,
+            segments is None,
+            positions if segments is None else np.ascontiguousarray(segments.numpy()),
+            np.arange(len(self.real)) if self.rows is None else self.rows.numpy(),
         )
 
     def spread_sample(self) -> None:

@@ -1,12 +1,7 @@
-"""``watch``: attach hooks, open and close each forward, detach, and verify that hooks fired.
-
-Hooks route and nothing else: which call opened the token stream, which tensors a site has, whose
-state they go to. What the statistics make of them is their own affair.
-"""
+"""``watch``: attach hooks, detach, verify that they fired, and hand out what was counted."""
 
 from __future__ import annotations
 
-import threading
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,20 +9,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from geomhooks.calls import Call, Statement, add_statement, read_call, read_plain_call
+from geomhooks.calls import add_statement
 from geomhooks.compiled import notice_hooks
-from geomhooks.contexts import again, to_device
 from geomhooks.distributed import reduce_state
-from geomhooks.errors import HookError, SiteError, WatchError
-from geomhooks.frames import (
-    Frame,
-    outside_transforms,
-    own_what_is_carried,
-    unwrap_transforms,
-    without_autocast,
-)
+from geomhooks.errors import HookError, WatchError
 from geomhooks.hooks import (
     CODE,
     CloseStream,
@@ -39,17 +26,13 @@ from geomhooks.hooks import (
     put_on,
 )
 from geomhooks.native import prepare
-from geomhooks.openers import Opener
-from geomhooks.plan import Plan, SitePlan
+from geomhooks.plan import Plan
 from geomhooks.planning import make_plan
-from geomhooks.reductions import reduce
+from geomhooks.routing import Routing
 from geomhooks.schedule import Schedule, When
-from geomhooks.sharded import local_tensor
-from geomhooks.sites import Selector, is_compiled, to_batch_time_width
+from geomhooks.sites import Selector, is_compiled
 from geomhooks.snapshot import Geometry
-from geomhooks.state import SiteState
-from geomhooks.statistics.base import Reading, Statistic
-from geomhooks.tokens import Tokens
+from geomhooks.statistics.base import Statistic
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -57,13 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch", "watch"]
 
-REPLICATED = (
-    "Watch a site that is replicated, such as a whole block, or have the parallel plan replicate "
-    "it: output_layouts=Replicate()"
-)
 
-
-class Watch:
+class Watch(Routing):
     """Running geometry of a model's hidden states; made by :func:`watch`."""
 
     def __init__(
@@ -74,17 +52,11 @@ class Watch:
         *,
         compiled: bool = False,
     ) -> None:
-        self._plan = plan
+        super().__init__(plan, schedule or Schedule())
         self._compiled = compiled
         self._tokens_function = tokens
-        self._schedule = schedule or Schedule()
         self._hooks: list[tuple[Hook, Any]] = []
-        self._frames: list[Frame] = []
-        self._stated = Statement()
-        # All that a hook looks at: one flag, set outside of forwards, is two compiled graphs.
-        self.paused = False
         self._forwards_at_entry: dict[str, int] = {}
-        self._bypassed = False
         self._has_fired = False  # since it was entered, in a window that was closed by reset()
 
     # Attaching
@@ -334,179 +306,6 @@ class Watch:
             + self._schedule.hint,
             stacklevel=3,
         )
-
-    # One forward
-
-    def open_stream(
-        self, arguments: Mapping[str, Any], told: Mapping[str, Any] | None, opener: Opener
-    ) -> None:
-        """Push a frame for every call of an opener; it may be its parent's."""
-        self._refuse_another_thread()
-        if opener.is_root:
-            self._frames.clear()
-        parent = self._frames[-1].call if self._frames else None
-        call = read_call(arguments, opener.config, parent)
-        own = isinstance(opener.module, (nn.TransformerEncoder, nn.TransformerDecoder))
-        if call is None and self._frames and not own:
-            self._frames.append(self._frames[-1])
-            return
-        counts = self._schedule.counts_mode(opener.module.training)
-        if call is None:
-            call = read_plain_call(arguments)
-        stated = self._stated if told is None else add_statement(self._stated, told)
-        self._frames.append(Frame(call, stated, counts=counts))
-
-    def close_stream(self, *, completed: bool, cache: Any) -> None:
-        """Drop the frame of a call that has returned, or raised and so returned nothing."""
-        if self._frames and self._frames[-1].thread == threading.get_ident():
-            frame = self._frames.pop()
-            if completed and not any(frame is other for other in self._frames):
-                self._finish(frame)
-                self._remember_rows(frame, cache)
-
-    def _refuse_another_thread(self) -> None:
-        """Raise if a forward of this model is under way in another thread.
-
-        Raises:
-            WatchError: it is.
-        """
-        me = threading.get_ident()
-        others = {frame.thread for frame in self._frames} - {me}
-        if others and others & {thread.ident for thread in threading.enumerate()}:
-            raise WatchError(
-                "two threads run forwards of one watched model at once, as torch.nn.DataParallel "
-                "does; their tokens cannot be told apart. Use a process for each device "
-                "(DistributedDataParallel) with a watch in each; or a copy of the model and a "
-                "watch for each thread; or let one thread run at a time. Merge the geometries."
-            )
-
-    def _remember_rows(self, frame: Frame, cache: Any) -> None:
-        """Which contexts a forward's rows were, should a later one go on with its cache."""
-        if cache is None:
-            return
-        for key, (tokens, _) in frame.resolved.items():
-            if len(key) == 3:  # on the stream's own device
-                self._plan.state.streams[key[0]].stream.remember(tokens, cache)
-
-    def _finish(self, frame: Frame) -> None:
-        """Let the statistics take up what they have left for the end of a forward."""
-        for name, carry in frame.carry.items():
-            with outside_transforms(), torch.no_grad():
-                self._plan.state.statistics[name].finish(carry)
-
-    def read(
-        self, site: SitePlan, out: Tensor | None, into: Tensor | None, found: str, *, borrowed: bool
-    ) -> None:
-        """Add what one site shows in this forward.
-
-        Args:
-            site: where.
-            out: its tensor, or None where it has none, and then
-            found: is what was found instead.
-            into: the module's input.
-            borrowed: the tensors' memory is good for the time of this call only.
-        """
-        name = site.place.name
-        self._refuse_another_thread()
-        alone = not self._frames  # called by itself, outside of any call that opens a stream
-        frame = Frame(Call(), self._stated) if alone else self._frames[-1]
-        if alone:
-            frame.counts = self._schedule.counts_mode(site.place.module.training)
-        if not frame.counts:
-            return
-        if alone and self._stated.contexts is None:
-            self._bypassed = True
-        if out is None:
-            side = "input" if site.place.is_input else "output"
-            raise SiteError(
-                f"site {name!r} has no floating tensor: its {side} "
-                f"is {found}. Watch a module that returns hidden states."
-            )
-        out, entered = unwrap_transforms(out, name), into
-        out = local_tensor(out, f"what site {name!r} shows", REPLICATED)
-        if entered is not None:
-            entered = unwrap_transforms(entered, name)
-        with (
-            outside_transforms(),
-            torch.no_grad(),
-            without_autocast(out.device),
-        ):
-            grid = frame.grid
-            hidden = to_batch_time_width(out.detach(), name, site.layout, grid)
-            before = None
-            if entered is not None:
-                entered = local_tensor(entered, f"the input of site {name!r}", REPLICATED)
-                before = to_batch_time_width(entered.detach(), name, site.layout, grid)
-            if not hidden.numel():
-                return  # an empty batch
-            state = self._plan.state.sites.get(name)
-            if state is None or state.order < 0:
-                state = self._plan.prepare_site(site, hidden, before, frame.resolved)
-            elif state.site.width != hidden.shape[-1]:
-                raise SiteError(
-                    f"site {name!r} had hidden states of width {state.site.width} and now has "
-                    f"{hidden.shape[-1]}"
-                )
-            elif state.shift["value"].device != hidden.device:
-                self._plan.follow(state, hidden.device)  # the model was moved
-            if not state.site.has_input:
-                entered = before = None
-            tokens, plans = self._tokens_of(frame, state, hidden)
-            if name in frame.fired:  # the same module once more: its contexts go on, none is closed
-                plans = {key: again(plan) for key, plan in plans.items()}
-            frame.fired.add(name)
-            shift = state.shift.settle(hidden, tokens)
-            reductions = reduce(
-                site.needs,
-                hidden,
-                before,
-                tokens,
-                shift,
-                None if borrowed else frame.known_of(entered, out, name),
-                site.position_sum_target,
-            )
-            if not borrowed:
-                frame.read(out, reductions)
-            taps = {"out": hidden}
-            if before is not None:
-                taps["in"] = before
-            self._update(
-                state, site, frame, Reading(state.site, taps, tokens, reductions, shift, plans, {})
-            )
-        if alone:
-            self._finish(frame)
-        elif borrowed:
-            own_what_is_carried(frame.carry, [hidden, *taps.values()])
-
-    def _tokens_of(
-        self, frame: Frame, state: SiteState, hidden: Tensor
-    ) -> tuple[Tokens, dict[str, Any]]:
-        """Resolve the stream's tokens once per forward, and copy them once per device."""
-        batch, length = hidden.shape[:2]
-        key = (state.stream, batch, length)
-        if key not in frame.resolved:
-            stream = self._plan.state.streams[state.stream]
-            tokens = stream.stream.resolve(frame.call, frame.stated, batch, length)
-            plans = {name: a.observe(tokens) for name, a in stream.shared.items()}  # type: ignore[attr-defined]
-            frame.resolved[key] = tokens, plans
-        tokens, plans = frame.resolved[key]
-        if tokens.real.device == hidden.device:
-            return tokens, plans
-        there = (*key, hidden.device)
-        if there not in frame.resolved:
-            moved = {name: to_device(plan, hidden.device) for name, plan in plans.items()}
-            frame.resolved[there] = tokens.to(hidden.device), moved
-        return frame.resolved[there]
-
-    def _update(self, state: SiteState, site: SitePlan, frame: Frame, reading: Reading) -> None:
-        """Hand one reading to every statistic of the site."""
-        if site.norm is not None and state.site.norm_eps is not None:
-            gain, bias = site.norm.affine(reading.taps["out"])
-            reading.taps |= {"gain": gain, "bias": bias}
-        for statistic, states in site.parts:
-            reading.carry = frame.carry.setdefault(statistic.name, {})
-            statistic.update(states, reading)
-        state.forwards.value.add_(1)
 
 
 def watch(

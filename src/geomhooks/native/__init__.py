@@ -55,7 +55,7 @@ def prepare(tensors: Iterable[Tensor]) -> None:
     if found and installed():
         sums = load("sums")
         for dtype in {torch.float64 if d == torch.float64 else torch.float32 for d in found}:
-            for loop in (sums.sums, sums.settle, sums.move):
+            for loop in (sums.settle, sums.move, sums.shared):  # the last compiles sums.sums
                 loop(dtype)
         for name in ("adds", "folds", "places"):
             load(name)

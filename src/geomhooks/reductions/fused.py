@@ -1,16 +1,12 @@
 """The reductions on a CPU in one pass over memory, by the compiled loops of ``native``.
 
-Half-precision states are widened a piece at a time, and large ones are shared out among threads, as
-many as torch uses.
+Half-precision states are widened a piece at a time; others are shared out among torch's threads.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -48,45 +44,36 @@ def reduce_fused(
     if known is not None and known.ones is not None and known.radius is not None:
         in_ones, in_radius = known.ones.double().numpy(), known.radius.double().numpy()
     real, first, columns, start, positions, by_row, segments, _ = tokens.arrays
-    workers = _workers(out) if columns else 1
+    whole = out.dtype == dtype and (into is None or into.dtype == dtype)
+    workers = _workers(out) if columns and whole else 1
     target = position_sum
     if target is None:
         rows = length if columns else tokens.capacity
-        target = torch.zeros((rows, width), dtype=torch.float64)
+        target, start = torch.zeros((rows, width), dtype=torch.float64), 0
     found = np.empty((8, batch, length))
     keep = np.empty((batch, length), np.bool_)
     contexts = np.zeros((workers, (batch if by_row else tokens.number) + 1, width))
     units, tallies = np.zeros((workers, 2, 2, width)), np.zeros((workers, 2, 2, 3))
     by_position, wide_shift = target.numpy(), shift.numpy()
-    arguments = (
-        moves,
-        input_known,
-        in_ones,
-        in_radius,
-        real,
-        first,
-        wide_shift.astype(np.float64 if dtype == torch.float64 else np.float32),
-        wide_shift,
-        torch.finfo(dtype).max,
-    )
-    where = (
-        columns,
-        start if position_sum is not None else 0,
-        positions,
-        by_row,
-        segments,
-        bool(needs & OVER_TOKENS),
-        found,
-        keep,
-        by_position,
-    )
-    loop = native.sums(dtype)
-
-    def work(worker: int, begin: int, end: int, h: Tensor, y: Tensor, offset: int) -> None:
-        own = contexts[worker], units[worker], tallies[worker]
-        loop(h.numpy(), y.numpy(), *arguments, begin, end, offset, *where, *own)
-
-    _share_out(work, workers, out, into if moves else None, dtype)
+    narrow_shift = wide_shift.astype(np.float64 if dtype == torch.float64 else np.float32)
+    limit, over_tokens = torch.finfo(dtype).max, bool(needs & OVER_TOKENS)
+    entered = out if into is None or not moves else into
+    if workers > 1:
+        h, y = out.contiguous().numpy(), entered.contiguous().numpy()
+        native.run_shared(
+            dtype, (batch, length, width, len(by_position), contexts.shape[1], workers),
+            (moves, input_known, columns, start, by_row, over_tokens), limit,
+            (h, y, real, first, narrow_shift, wide_shift, in_ones, in_radius, positions, segments,
+             found, keep, by_position, contexts, units, tallies),
+        )  # fmt: skip
+    else:
+        loop = native.sums(dtype)
+        for begin, end, h, y in _pieces(out, entered, dtype):
+            loop(
+                h, y, moves, input_known, in_ones, in_radius, real, first, narrow_shift,
+                wide_shift, limit, begin, end, begin, columns, start, positions, by_row, segments,
+                over_tokens, found, keep, by_position, contexts[0], units[0], tallies[0],
+            )  # fmt: skip
     sums = torch.from_numpy(found).unbind()
     r = Reduced(torch.from_numpy(keep), sums[native.SQUARE], sums[native.ONES])
     r.norm, r.radius = sums[native.NORM], sums[native.RADIUS]
@@ -113,12 +100,8 @@ def reduce_move_fused(out: Tensor, into: Tensor) -> Reduced:
     native = load("sums")
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     found = np.empty((8, *out.shape[:2]))
-    loop = native.move(dtype)
-
-    def work(worker: int, begin: int, end: int, h: Tensor, y: Tensor, offset: int) -> None:
-        loop(h.numpy(), y.numpy(), begin, end, offset, found)
-
-    _share_out(work, _workers(out), out, into, dtype)
+    for begin, end, h, y in _pieces(out, into, dtype):
+        native.move(dtype)(h, y, begin, end, begin, found)
     r = Reduced(torch.ones(out.shape[:2], dtype=torch.bool))
     _take_moves(r, torch.from_numpy(found).unbind())
     return r
@@ -131,44 +114,16 @@ def _take_moves(r: Reduced, found: Sequence[Tensor]) -> None:
 
 
 def _workers(states: Tensor) -> int:
-    return max(1, min(torch.get_num_threads(), states.numel() // PER_THREAD, states.shape[1]))
+    """How many threads are worth their starting."""
+    most = min(states.numel() // PER_THREAD, states.shape[1])
+    return max(1, min(load("threads").threads(), most)) if most > 1 else 1
 
 
-def _share_out(
-    work: Callable[[int, int, int, Tensor, Tensor, int], None],
-    workers: int,
-    out: Tensor,
-    into: Tensor | None,
-    dtype: torch.dtype,
-) -> None:
-    """Have the columns worked on, each by one worker; this thread is one of them."""
-    into = out if into is None else into
+def _pieces(out: Tensor, into: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, Any, Any]]:
+    """The columns of two states, all at once or, to be widened, a few at a time."""
     length = out.shape[1]
-    if out.dtype == dtype and into.dtype == dtype:
-        out, into = out.contiguous(), into.contiguous()
-        step = length
-    else:
-        step = max(1, PIECE // max(1, out.numel() // length))
-
-    def columns_of(worker: int) -> None:
-        begin, end = length * worker // workers, length * (worker + 1) // workers
-        if step >= length and out.dtype == dtype and into.dtype == dtype:
-            work(worker, begin, end, out, into, 0)
-            return
-        for at in range(begin, end, step):
-            until = min(at + step, end)
-            h, y = (s[:, at:until].to(dtype).contiguous() for s in (out, into))
-            work(worker, at, until, h, y, at)
-
-    others = [_pool(os.getpid()).submit(columns_of, worker) for worker in range(1, workers)]
-    columns_of(0)
-    for other in others:
-        other.result()
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads for one process: a forked one has none of its parent's."""
-    return ThreadPoolExecutor(
-        max(1, (os.cpu_count() or 1) - 1), thread_name_prefix=f"geomhooks-{process}"
-    )
+    whole = out.dtype == dtype and into.dtype == dtype
+    step = length if whole else max(1, PIECE // max(1, out.numel() // length))
+    for at in range(0, length, step):
+        h, y = (s[:, at : at + step].to(dtype).contiguous().numpy() for s in (out, into))
+        yield at, min(at + step, length), h, y

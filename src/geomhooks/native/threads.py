@@ -1,0 +1,76 @@
+"""The threads that torch itself keeps ready, for loops that are compiled here.
+
+After one of torch's operations its threads wait for the next, busily and for a while: threads of
+one's own would have to fight them for the processor's cores. The threads are OpenMP's, so that its
+library, which torch has loaded, will run any function on them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding
+import torch
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = ["address", "run_on_threads", "thread_number", "threads"]
+
+NAME = "omp_get_thread_num"
+thread_number = types.ExternalFunction(NAME, types.int32())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def address(typing_context: Any, number: Any) -> Any:
+    """An integer as a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(number), generate
+
+
+@cache
+def library() -> Any:
+    """The OpenMP library that torch runs on, or None where it is another or cannot be told."""
+    path = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
+    if not path.exists():
+        return None
+    found = ctypes.CDLL(str(path))  # the one that is loaded already
+    found.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    found.GOMP_parallel.restype = None
+    return found
+
+
+def define_thread_number() -> None:
+    """Say what :data:`thread_number` is, before anything that calls it is compiled or loaded."""
+    known = library()
+    if known is not None:
+        where = ctypes.cast(getattr(known, NAME), ctypes.c_void_p).value
+    else:
+        where = ctypes.cast(_first, ctypes.c_void_p).value
+    llvmlite.binding.add_symbol(NAME, where)
+
+
+_first = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: 0)
+define_thread_number()
+
+
+def threads() -> int:
+    """How many may share a loop: as many as torch uses, or one."""
+    return 1 if library() is None else torch.get_num_threads()
+
+
+def run_on_threads(function: Any, data: Any, number: int) -> None:
+    """Run a C function ``void(void*)`` on so many threads, and wait for all.
+
+    Args:
+        function: a ``numba.cfunc``; :data:`thread_number` tells it which thread it runs on.
+        data: an array, whose memory it is given.
+        number: of threads.
+    """
+    library().GOMP_parallel(function.address, data.ctypes.data, number, 0)
