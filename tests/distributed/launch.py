@@ -46,29 +46,23 @@ def finish(process: subprocess.Popen[str], seconds: float = SECONDS) -> tuple[in
 
 
 @cache
-def outcomes(
-    ranks: int, program: str = PROGRAM, seconds: float = SECONDS
-) -> tuple[Path, list[dict[str, str]]]:
-    """What each rank noted of each check: nothing where all was well, else the traceback.
-
-    Also the folder that the processes ran in.
-    """
+def outcomes(ranks: int, program: str = PROGRAM, seconds: float = SECONDS) -> list[dict[str, str]]:
+    """What each rank noted of each check: nothing where all was well, else the traceback."""
     folder = Path(mkdtemp(prefix="geomhooks-ranks-"))
     _, out, err = finish(torchrun(ranks, "-m", program, folder=folder), seconds)
     noted = []
     for rank in range(ranks):
         path = folder / f"{rank}.json"
         noted.append(json.loads(path.read_text()) if path.exists() else {"": f"{out}\n{err}"})
-    return folder, noted
+    return noted
 
 
 def expect_success(
     ranks: int, check: str, program: str = PROGRAM, seconds: float = SECONDS
-) -> Path:
-    """Raise unless a check went well on every rank; the folder that the processes ran in."""
-    folder, found = outcomes(ranks, program, seconds)
+) -> None:
+    """Raise unless a check went well on every rank."""
+    found = outcomes(ranks, program, seconds)
     missing = f"not reached, for another check failed: {[list(f)[-1] for f in found]}"
     wrong = {r: f.get(check, f.get("", missing)) for r, f in enumerate(found)}
     wrong = {rank: what for rank, what in wrong.items() if what}
     assert not wrong, "\n".join(f"rank {rank}: {what}" for rank, what in wrong.items())
-    return folder
