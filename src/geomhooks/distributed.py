@@ -26,7 +26,7 @@ from geomhooks.messages import pack_message, read_header, unpack_message, write_
 from geomhooks.state import State
 from geomhooks.uniting import Part, Union, unite
 
-__all__ = ["reduce_state"]
+__all__ = ["Failure", "reduce_state"]
 
 PIECE = 1 << 26  # bytes that are sent at once, and copied to a device where the backend needs that
 
@@ -68,7 +68,7 @@ def reduce_state(snapshot: Callable[[], State], group: Any = None) -> tuple[Stat
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """What went wrong on a rank, as it can be told to others."""
 
     rank: int
@@ -76,6 +76,7 @@ class _Failure:
     text: str
 
     def raised(self) -> GeomhooksError:
+        """The error to raise on a rank: of the same class, if it is one of this library's."""
         if self.kind in errors.__all__:
             found: GeomhooksError = getattr(errors, self.kind)(self.text)
             return found
@@ -90,7 +91,7 @@ class _Work:
         self.peers = peers
         self.state: State | None = None
         self.union: Union | None = None
-        self.failure: _Failure | None = None
+        self.failure: Failure | None = None
         self.cause: Exception | None = None
 
     def attempt(self, step: Callable[[], Any]) -> Any:
@@ -100,7 +101,7 @@ class _Work:
                 return step()
             except Exception as error:
                 text = str(error) or repr(error)
-                self.failure = _Failure(self.peers.rank, type(error).__name__, text)
+                self.failure = Failure(self.peers.rank, type(error).__name__, text)
                 self.cause = error
                 self.state = None
         return self.failure
@@ -109,9 +110,9 @@ class _Work:
         self.state = self.snapshot()
         return Part.of(self.state)
 
-    def fit(self, parts: list[Part | _Failure]) -> None:
+    def fit(self, parts: list[Part | Failure]) -> None:
         """Find the common schema; a failure on any rank is the same on all."""
-        failed = next((part for part in parts if isinstance(part, _Failure)), None)
+        failed = next((part for part in parts if isinstance(part, Failure)), None)
         if failed is not None:
             raise failed.raised()
         self.union = unite([part for part in parts if isinstance(part, Part)], "rank")
@@ -139,7 +140,7 @@ class _Work:
     def _unpacked(self, message: Tensor) -> State:
         header, _ = read_header(message)
         if "failure" in header:
-            raise _Failure(**header["failure"]).raised()
+            raise Failure(**header["failure"]).raised()
         assert self.union is not None
         return unpack_message(message, self.union.statistics)
 
@@ -147,7 +148,7 @@ class _Work:
         """What rank 0 told, or the failure that reached it."""
         header, _ = read_header(whole)
         if "failure" in header:
-            raise _Failure(**header["failure"]).raised() from self.cause
+            raise Failure(**header["failure"]).raised() from self.cause
         if self.failure is not None:
             raise self.failure.raised() from self.cause
         assert self.union is not None

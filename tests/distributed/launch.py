@@ -46,10 +46,10 @@ def finish(process: subprocess.Popen[str], seconds: float = SECONDS) -> tuple[in
 
 
 @cache
-def outcomes(ranks: int) -> list[dict[str, str]]:
+def outcomes(ranks: int, program: str = PROGRAM, seconds: float = SECONDS) -> list[dict[str, str]]:
     """What each rank noted of each check: nothing where all was well, else the traceback."""
     folder = Path(mkdtemp(prefix="geomhooks-ranks-"))
-    _, out, err = finish(torchrun(ranks, "-m", PROGRAM, folder=folder))
+    _, out, err = finish(torchrun(ranks, "-m", program, folder=folder), seconds)
     noted = []
     for rank in range(ranks):
         path = folder / f"{rank}.json"
@@ -57,9 +57,11 @@ def outcomes(ranks: int) -> list[dict[str, str]]:
     return noted
 
 
-def expect_success(ranks: int, check: str) -> None:
+def expect_success(
+    ranks: int, check: str, program: str = PROGRAM, seconds: float = SECONDS
+) -> None:
     """Raise unless a check went well on every rank."""
-    found = outcomes(ranks)
+    found = outcomes(ranks, program, seconds)
     missing = f"not reached, for another check failed: {[list(f)[-1] for f in found]}"
     wrong = {r: f.get(check, f.get("", missing)) for r, f in enumerate(found)}
     wrong = {rank: what for rank, what in wrong.items() if what}

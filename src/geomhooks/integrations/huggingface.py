@@ -22,6 +22,7 @@ from geomhooks.errors import MissingExtraError, WatchError
 from geomhooks.files import pack_state, read_file, unpack_state, write_file
 from geomhooks.history import History, Snapshots
 from geomhooks.integrations.monitor import DEFAULT_SCALARS, TRAIN, Monitor
+from geomhooks.integrations.ranks import Ranks
 from geomhooks.schedule import When
 from geomhooks.statistics.base import Statistic
 
@@ -44,8 +45,14 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
     """Logs the geometry of a model while a Trainer trains and evaluates it.
 
     The state is saved with the Trainer's checkpoints, one file a process, and a run that is resumed
-    from one ends with the same numbers as one that was not interrupted. Each process measures what
-    it saw, and the first one logs.
+    from one, on as many processes, ends with the same numbers as one that was not interrupted.
+
+    Where several processes train, the numbers are those of all together, as if one had seen all the
+    data (under tensor, context or sequence parallelism: of all that read other data than the first
+    one), and are in ``trainer.state.log_history`` on each. The first one writes the history. Give
+    the callback to the Trainer on every process; if one does not come to where numbers are taken,
+    the others raise after ten minutes. They are taken where the Trainer itself has all processes
+    meet, and not where ``trainer.log`` is called by others, perhaps on some processes only.
 
     The hooks come off when training ends, also by an exception: of a callback that was given to
     ``Trainer(callbacks=[...])``, because it wraps the ``train`` of that one trainer; of a callback
@@ -68,7 +75,7 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
 
     Raises:
         WatchError, HistoryError: an argument is none of what is allowed; or training begins, and
-            the file of the history is there already.
+            the file of the history is there already, on all processes if it is on one.
     """
 
     def __init__(
@@ -131,12 +138,14 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
             )
         monitor = self.monitor
         monitor.keeps_history = state.is_world_process_zero
-        if state.global_step:
-            folder = arguments.get("resume_from_checkpoint")
-            if not isinstance(folder, (str, os.PathLike)):
-                folder = checkpoint_folder(args, state)
-            self._load(Path(folder) / state_file(args), state.global_step)
-        monitor.start_train(given["model"], state.global_step)
+        monitor.ranks = Ranks.of_mesh(getattr(self._trainer.accelerator, "torch_device_mesh", None))
+        with monitor.ranks.together("the beginning of training"):
+            if state.global_step:
+                folder = arguments.get("resume_from_checkpoint")
+                if not isinstance(folder, (str, os.PathLike)):
+                    folder = checkpoint_folder(args, state)
+                self._load(Path(folder) / state_file(args), state.global_step)
+            monitor.start_train(given["model"], state.global_step)
         if str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
             monitor.start_evaluation(given["model"])
 
@@ -149,6 +158,8 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Where the loss of training is logged, log the geometry."""
         if not self._logging and "loss" in (logs or {}):
+            if self.monitor.ranks.several and not all_ranks_log():
+                return
             scalars = self.monitor.take_train(state.global_step)
             self._log({f"geometry/{name}": value for name, value in scalars.items()})
 
@@ -231,6 +242,17 @@ def calling_trainer() -> tuple[Trainer | None, dict[str, Any]]:
             return names["self"], dict(names)
         frame = frame.f_back
     return None, {}
+
+
+def all_ranks_log() -> bool:
+    """This event comes of the Trainer's own logging, for which it has gathered all ranks' loss."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        name = frame.f_code.co_name
+        if name != "log" and isinstance(frame.f_locals.get("self"), Trainer):
+            return name == "_maybe_log_save_evaluate"
+        frame = frame.f_back
+    return False
 
 
 def closing(train: Any, callback: GeometryCallback) -> Any:

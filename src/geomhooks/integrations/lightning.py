@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from geomhooks.errors import MissingExtraError
 from geomhooks.history import History, Snapshots
 from geomhooks.integrations.monitor import DEFAULT_SCALARS, Monitor
+from geomhooks.integrations.ranks import Ranks
 from geomhooks.schedule import When
 from geomhooks.statistics.base import Statistic
 
@@ -46,8 +47,13 @@ class GeometryCallback(Callback):
 
     The state is in Lightning's checkpoints, and a run that goes on from one ends with the same
     numbers as one that was not interrupted. The forwards of the sanity check before training do
-    not count. Each process measures what it saw. The hooks come off when the Trainer is done, also
-    by an exception.
+    not count. The hooks come off when the Trainer is done, also by an exception.
+
+    Where several processes train, the numbers are those of all together, as if one had seen all the
+    data (under ``ModelParallelStrategy``: of all that read other data than the first one), and are
+    logged on each. The first one writes the history. If a process does not come to where numbers
+    are taken, the others raise after ten minutes. Lightning's checkpoints are of the first process
+    alone: in a run that goes on from one, the first window lacks what the others had counted.
 
     Args:
         sites: as :func:`geomhooks.watch` takes them; their names are those of the LightningModule.
@@ -67,7 +73,7 @@ class GeometryCallback(Callback):
 
     Raises:
         WatchError, HistoryError: an argument is none of what is allowed; or training begins, and
-            the file of the history is there already.
+            the file of the history is there already, on all processes if it is on one.
     """
 
     def __init__(
@@ -110,8 +116,13 @@ class GeometryCallback(Callback):
         self._last_step = trainer.global_step
         if not trainer.global_step:
             self._stepped = 0
-        self.monitor.keeps_history = trainer.is_global_zero
-        self.monitor.start_train(pl_module, trainer.global_step)
+        monitor = self.monitor
+        monitor.keeps_history = trainer.is_global_zero
+        monitor.ranks = ranks_of(trainer)
+        if monitor.ranks.several and not trainer.is_global_zero:
+            monitor.load_state_dict(None)  # it is the first process's, and would count twice
+        with monitor.ranks.together("the beginning of training"):
+            monitor.start_train(pl_module, trainer.global_step)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
         """A batch begins, perhaps one of several whose gradients are accumulated."""
@@ -136,6 +147,7 @@ class GeometryCallback(Callback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Put the hooks for validation on, the first time."""
         if not trainer.sanity_checking:
+            self.monitor.ranks = ranks_of(trainer)
             self.monitor.start_evaluation(pl_module)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -143,7 +155,9 @@ class GeometryCallback(Callback):
         if not trainer.sanity_checking:
             scalars = self.monitor.take_evaluation(trainer.global_step, "val")
             named = {f"val_geometry/{name}": value for name, value in scalars.items()}
-            pl_module.log_dict(named, on_step=False, on_epoch=True, batch_size=1)
+            # The ranks' numbers are equal; Lightning warns if they are not made so.
+            several = self.monitor.ranks.several
+            pl_module.log_dict(named, on_step=False, on_epoch=True, batch_size=1, sync_dist=several)
 
     # Ending
 
@@ -170,3 +184,8 @@ class GeometryCallback(Callback):
         self._stepped = state_dict["stepped"]
         if state_dict["train"] is not None:
             self.monitor.load_state_dict(state_dict["train"])
+
+
+def ranks_of(trainer: Any) -> Ranks:
+    """The processes that read other data than this one."""
+    return Ranks.of_mesh(getattr(trainer.strategy, "device_mesh", None))

@@ -1,6 +1,8 @@
 """What the callbacks of all training libraries do: watch, take windows, log, and keep a history.
 
-Training and evaluation have a watch each, so that neither counts in the other's numbers.
+Training and evaluation have a watch each, so that neither counts in the other's numbers. Where
+several ranks train, the numbers are those of all together, and every rank takes them: at the places
+where a Trainer itself has all its ranks meet, and never in a forward.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import nn
 
 from geomhooks.errors import HistoryError, WatchError
 from geomhooks.history import History, Snapshots, select_scalars
+from geomhooks.integrations.ranks import Ranks
 from geomhooks.planning import read_wishes
 from geomhooks.results import Unavailable
 from geomhooks.schedule import Schedule, When
@@ -42,6 +45,11 @@ TRAIN = "train"
 
 class Monitor:
     """The geometry of a model in training, step by step.
+
+    Attributes:
+        ranks: the processes that are measured together. All have to take the same numbers, in the
+            same order; if one does not come the others raise, after ten minutes.
+        keeps_history: this process writes the histories; of several one should.
 
     Args:
         sites: as :func:`geomhooks.watch` takes them.
@@ -95,8 +103,10 @@ class Monitor:
         self._start = 0
         self._saved_at = time.monotonic()
         self._a_step_counted = False
+        self._went_on = False
         self._state: Mapping[str, Any] | None = None
         self.keeps_history = True
+        self.ranks = Ranks()
         self.train: Watch | None = None
         self.evaluation: Watch | None = None
         self.histories: dict[str, History] = {}
@@ -111,7 +121,7 @@ class Monitor:
         """
         self.stop()
         self._open_histories(step)
-        self._a_step_counted = False
+        self._a_step_counted, self._went_on = False, step > 0
         if self._when != "eval":
             self.train = watch(model, when="train", every=self._every, **self._watch)
             if self._state is not None:
@@ -143,24 +153,24 @@ class Monitor:
 
     def take_train(self, step: int) -> dict[str, float]:
         """What to log of training since the last time; nothing where no step has counted."""
-        if self.train is None:
-            return {}
+        if self.train is None or not (self._a_step_counted or self._went_on):
+            return {}  # the same on all ranks, or some would wait for the others
         try:
-            geometry = self.train.geometry()
+            geometry = self._geometry(self.train, f"step {step} of training")
         except WatchError:
             if self._a_step_counted:
                 raise
             return {}
         if self._window:
             self.train.reset()
-            self._a_step_counted = False
+            self._a_step_counted = self._went_on = False
         return self._take(step, geometry, TRAIN)
 
     def take_evaluation(self, step: int, series: str = "eval") -> dict[str, float]:
         """What to log of the evaluation that has ended; the next one begins anew."""
         if self.evaluation is None:
             return {}
-        geometry = self.evaluation.geometry()
+        geometry = self._geometry(self.evaluation, f"the end of {series} at step {step}")
         self.evaluation.reset()
         return self._take(step, geometry, series)
 
@@ -168,6 +178,13 @@ class Monitor:
         """Drop what was counted in evaluation mode since the last evaluation."""
         if self.evaluation is not None:
             self.evaluation.reset()
+
+    def _geometry(self, watched: Watch, place: str) -> Geometry:
+        """What all ranks have counted together, the same on each."""
+        if not self.ranks.several:
+            return watched.geometry()
+        self.ranks.meet(place)
+        return watched.geometry(sync=True, group=self.ranks.group)
 
     def _take(self, step: int, geometry: Geometry, series: str) -> dict[str, float]:
         scalars = geometry.scalars()
@@ -198,8 +215,8 @@ class Monitor:
         """What was counted in training, to go on from; None where training is not watched."""
         return None if self.train is None else self.train.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """What the next :meth:`start_train` goes on from."""
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """What the next :meth:`start_train` goes on from; None for nothing."""
         self._state = state
 
     # Histories
