@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["reduce_fused", "reduce_move_fused"]
 
-PER_THREAD = 1 << 20
+PER_THREAD = 1 << 17
 PIECE = 1 << 18  # entries of a half-precision state that are widened at a time
 OVER_TOKENS = frozenset({"position_sum", "context_sum", "directions"})
 
