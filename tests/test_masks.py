@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import geomhooks as gh
-from tests.models import Stack
+from tests.models import Stack, tiny_gpt2
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1], [0, 0, 1, 1]])
 REAL = int(MASK.sum())
@@ -75,3 +78,59 @@ def test_what_cannot_be_meant(said: object, message: str) -> None:
     watch = gh.watch(model, statistics=[gh.Sphere()], tokens=lambda module, arguments: said)
     with torch.no_grad(), pytest.raises(gh.errors.TokensError, match=message), watch:
         model(STATES)
+
+
+def test_positions_stated_once_for_all_rows() -> None:
+    """A model takes them without a batch, and so does the watch."""
+    model = tiny_gpt2()
+    ids = torch.arange(12).view(2, 6)
+    with torch.no_grad(), gh.watch(model, statistics=[gh.PosCtx(contexts=4)]) as watch:
+        model(input_ids=ids, position_ids=torch.arange(6) + 10)
+    count = watch.geometry()["h.0"].pos_ctx.position_count
+    assert count.tolist() == [0] * 10 + [2] * 6
+
+
+class Told(torch.nn.Module):
+    """Takes whatever it is told, and does nothing with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
+
+    def forward(
+        self, inputs_embeds: Any, attention_mask: Any = None, position_ids: Any = None
+    ) -> Any:
+        for block in self.blocks:
+            inputs_embeds = block(inputs_embeds)
+        return inputs_embeds
+
+
+@pytest.mark.parametrize(
+    ("mask", "real"),
+    [
+        ([[1, 1, 0], [1, 0, 0]], 3),
+        (np.array([[1, 1, 0], [1, 0, 0]]), 3),
+        (torch.tensor([[1.0, float("nan"), 0.0], [1.0, 0.0, 0.0]]), 2),
+    ],
+    ids=["list", "array", "with NaN"],
+)
+def test_masks_that_are_no_tensors_of_whole_numbers(mask: Any, real: int) -> None:
+    model = Told()
+    with torch.no_grad(), gh.watch(model, statistics=[gh.Sphere()], positions=3) as watch:
+        model(torch.randn(2, 3, 4), attention_mask=mask)
+    assert watch.geometry().tokens[""]["real"] == real
+
+
+@pytest.mark.parametrize(
+    ("said", "match"),
+    [
+        ({"attention_mask": torch.tensor([1, 0])}, r"mask .* has shape \(2,\)"),
+        ({"position_ids": torch.arange(3)[None] * 1.5}, "position_ids has dtype torch.float32"),
+    ],
+    ids=["a mask of rows", "positions between positions"],
+)
+def test_what_cannot_be_meant_is_refused(said: dict[str, Any], match: str) -> None:
+    model = Told()
+    wrong = pytest.raises(gh.errors.TokensError, match=match)
+    with wrong, torch.no_grad(), gh.watch(model, statistics=[gh.Sphere()], positions=3):
+        model(torch.randn(2, 3, 4), **said)

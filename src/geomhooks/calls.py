@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -199,8 +200,8 @@ def read_call(
             call.grid = (
                 (embeds.shape[0], embeds.shape[1]) if embeds.ndim > 2 else (1, embeds.shape[0])
             )
-    call.mask = _two_dimensional(arguments.get(prefix + "attention_mask"))
-    call.positions = _two_dimensional(arguments.get(prefix + "position_ids"))
+    call.mask = _stated(arguments.get(prefix + "attention_mask"))
+    call.positions = _stated_positions(arguments.get(prefix + "position_ids"))
     if inner and parent is not None and parent.one_stack and parent.grid == call.grid:
         if call.mask is None and call.positions is None:
             return None
@@ -220,9 +221,34 @@ def read_call(
     return call
 
 
-def _two_dimensional(value: Any) -> Tensor | None:
-    """The 4-D masks of inner layers and the 3-D positions of videos say nothing about tokens."""
-    return value if isinstance(value, Tensor) and value.ndim == 2 else None
+def _stated(value: Any) -> Tensor | None:
+    """What a call states in one or two dimensions, as a tensor.
+
+    The 4-D masks of inner layers and the 3-D positions of videos say nothing about tokens.
+    """
+    if isinstance(value, (list, tuple, np.ndarray)):
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            return None
+    return value if isinstance(value, Tensor) and value.ndim in (1, 2) else None
+
+
+def _stated_positions(value: Any) -> Tensor | None:
+    """Positions (B, T), or (1, T) where they are stated once for all rows.
+
+    Raises:
+        TokensError: they are no whole numbers.
+    """
+    positions = _stated(value)
+    if positions is None:
+        return None
+    if positions.is_floating_point() or positions.dtype == torch.bool:
+        raise TokensError(
+            f"position_ids has dtype {positions.dtype}; integers are needed. Give absolute "
+            "positions by watch.tokens(positions=...), or run the model inside watch.pause()."
+        )
+    return positions if positions.ndim == 2 else positions[None]
 
 
 def read_plain_call(arguments: Mapping[str, Any]) -> Call:
@@ -244,8 +270,8 @@ def read_plain_call(arguments: Mapping[str, Any]) -> Call:
             call.grid = (call.mask.shape[0], call.mask.shape[1])
         if isinstance(hidden, Tensor):
             return call
-    call.mask = _two_dimensional(arguments.get("attention_mask"))
-    call.positions = _two_dimensional(arguments.get("position_ids"))
+    call.mask = _stated(arguments.get("attention_mask"))
+    call.positions = _stated_positions(arguments.get("position_ids"))
     return call
 
 
@@ -256,4 +282,4 @@ def real_entries(mask: Tensor) -> Tensor:
     """
     if not mask.is_floating_point():
         return mask != 0
-    return torch.where((mask < 0).any(), mask == 0, mask != 0)
+    return torch.where((mask < 0).any(), mask == 0, (mask != 0) & ~mask.isnan())

@@ -246,6 +246,8 @@ def write_document(
     except TypeError as error:
         raise SchemaError(f"notes and statistics' parameters have to be JSON: {error}") from error
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file in it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such folder to save into: {path.parent}")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

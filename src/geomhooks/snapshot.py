@@ -243,6 +243,8 @@ def merge(geometries: Sequence[Geometry], *, unite: bool = False) -> Geometry:
     Raises:
         SchemaError: a shard is in two of them, or they differ; the message names the field.
     """
+    if isinstance(geometries, Geometry):
+        raise SchemaError("merge needs a list of geometries, found one; give gh.merge([a, b])")
     geometries = list(geometries)
     strange = [type(g).__name__ for g in geometries if not isinstance(g, Geometry)]
     if not geometries or strange:

@@ -335,7 +335,8 @@ def watch(
     ``tokens=`` and :meth:`Watch.tokens`.
 
     What is wrong in a measurement (a mask that does not fit, a site without hidden states) raises
-    in the forward that shows it; the hooks come off and what was counted is kept.
+    in the forward that shows it; leaving the ``with`` block takes the hooks off, and what was
+    counted is kept.
 
     Args:
         model: any module.

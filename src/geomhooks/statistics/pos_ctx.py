@@ -68,9 +68,10 @@ class PosCtx(Statistic):
     - ``pos_standard_error`` (T,): root-mean-square length of the noise in pos_t;
       ``singular_value_floor``: the largest singular value of pos expected from noise alone.
     - ``covariance``, ``resid_covariance`` (d, d), with ``second_moment``.
-    - ``exact``: False where tokens were non-finite at this site, or a forward broke off, so that
-      the plain means are given instead of the fit; and where contexts were split, which the fit
-      takes for contexts of their own.
+    - ``exact``: False where tokens were non-finite at this site, or a forward broke off before it,
+      so that the plain means are given instead of the fit; and where contexts were split, which
+      the fit takes for contexts of their own. At the sites that a forward reached before it broke
+      off, its tokens stay counted.
 
     Raises:
         UnidentifiedError: on reading a result of the fit, where positions and contexts fall into

@@ -59,7 +59,8 @@ class Sphere(Statistic):
 
     And numbers over all tokens: ``resultant_length`` R, ``mean_cosine`` (mean cosine between two
     different tokens, exact for all pairs) and ``concentration`` (von Mises-Fisher, in d - 1
-    dimensions) of the centred directions; ``anisotropy``, the mean cosine of states as they are;
+    dimensions, in the approximation of :func:`geomhooks.functional.concentration`) of the centred
+    directions; ``anisotropy``, the mean cosine of states as they are;
     ``log_radius_histogram`` over ``log_radius_edges`` (natural logarithm, the two end bins are
     open); ``non_finite``, tokens left out because an entry is not finite.
 
@@ -107,9 +108,6 @@ class Sphere(Statistic):
         extra = self._chord(reading)
         if reading.site.norm_eps is not None:
             extra |= norm_gaps(reading)
-        directions = reading.reductions.directions
-        assert directions is not None
-        state["directions"].add(*directions)
         reading.carry.setdefault("notes", []).append(Note.of(state, reading, extra))
 
     def _chord(self, reading: Reading) -> dict[str, Tensor]:

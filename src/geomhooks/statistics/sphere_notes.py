@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Moments
-from geomhooks.reductions import Reduced
+from geomhooks.reductions import Directions, Reduced
 from geomhooks.reductions.plain import wide_of
 from geomhooks.statistics.base import Reading, Site
 from geomhooks.tokens import Tokens
@@ -57,6 +57,7 @@ class Note:
         tokens: which entries are real.
         keep: (B, T) bool, tokens that count.
         sums: (B, T) each, ``SUMS``; those of the step are None where there is no input.
+        directions: sums of unit vectors.
         extra: (B, T) each, by name: the chord at a last block; gaps at a norm module.
     """
 
@@ -65,6 +66,7 @@ class Note:
     tokens: Tokens
     keep: Tensor
     sums: list[Tensor | None]
+    directions: Directions
     extra: dict[str, Tensor]
 
     @classmethod
@@ -72,7 +74,8 @@ class Note:
         """Put down a reading, without its hidden states."""
         r = reading.reductions
         sums = [getattr(r, name) for name in SUMS]
-        return cls(state, reading.site, reading.tokens, r.keep, sums, extra)
+        assert r.directions is not None
+        return cls(state, reading.site, reading.tokens, r.keep, sums, r.directions, extra)
 
 
 def add_notes(notes: Iterable[Note]) -> None:
@@ -118,6 +121,8 @@ def add_group(group: list[Note], paths: dict[str, Tensor]) -> None:
         some = [group[index].state["moments"] for index in indices]
         Moments.add_each(some, values, tokens.at, keep[chosen(indices)])
     add_counts(group, keep, radius)
+    for note in group:
+        note.state["directions"].add(*note.directions)
 
 
 def column(
