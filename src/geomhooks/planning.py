@@ -22,7 +22,15 @@ from geomhooks.openers import (
 )
 from geomhooks.plan import Plan, SitePlan
 from geomhooks.reductions import NAMES
-from geomhooks.sites import Place, Selector, find_stacks, named_modules, select, unwrap
+from geomhooks.sites import (
+    Place,
+    Selector,
+    find_stacks,
+    is_norm,
+    named_modules,
+    select,
+    unwrap,
+)
 from geomhooks.state import State
 from geomhooks.statistics import PosCtx, Sphere
 from geomhooks.statistics.base import Statistic
@@ -87,7 +95,7 @@ def make_plan(
             taken[p.name],
             streams[p.name],
             layout_of(p, layout, modules),
-            inspect_norm(p.module) if p.kind == "norm" and not p.is_input else None,
+            inspect_norm(p.module) if is_norm(p.name, p.module) and not p.is_input else None,
             bool(p.stack or p.kind == "block")
             and all(n in watched for n, _ in stacks.get(p.stack, [])),
         )

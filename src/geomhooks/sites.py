@@ -23,6 +23,7 @@ __all__ = [
     "canonical_name",
     "find_stacks",
     "find_tensor",
+    "is_norm",
     "named_modules",
     "select",
     "to_batch_time_width",
@@ -195,7 +196,8 @@ def _is_mlp(name: str, module: nn.Module) -> bool:
     )
 
 
-def _is_norm(name: str, module: nn.Module) -> bool:
+def is_norm(name: str, module: nn.Module) -> bool:
+    """A norm over entries, by its class."""
     kind = type(module).__name__.lower()
     return "norm" in kind and "batchnorm" not in kind and not list(module.children())
 
@@ -210,7 +212,7 @@ def _is_embedding(name: str, module: nn.Module) -> bool:
 KINDS: dict[str, Callable[[str, nn.Module], bool]] = {
     "attention": _is_attention,
     "mlp": _is_mlp,
-    "norms": _is_norm,
+    "norms": is_norm,
     "embeddings": _is_embedding,
 }
 

@@ -113,3 +113,13 @@ def test_one_outlying_first_token_is_left_out_where_asked() -> None:
     assert float(found.norm.max) > 1000
     assert float(found.without_first.norm.max) < 10
     assert int(found.without_first.norm.count) == 25
+
+
+def test_norms_that_are_the_blocks_of_a_stack() -> None:
+    model = torch.nn.Sequential(torch.nn.LayerNorm(8), torch.nn.LayerNorm(8))
+    with torch.no_grad(), gh.watch(model, sites="norms", statistics=[gh.Sphere()]) as watch:
+        model(torch.randn(2, 3, 8))
+    geometry = watch.geometry()
+    for site in ("0", "1"):
+        assert float(geometry[site].sphere.sphere_gap.max) < 1e-5
+        assert float(geometry[site].sphere.plane_gap.max) < 1e-5
