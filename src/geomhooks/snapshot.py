@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Geometry", "load", "merge"]
 
+REAL = CENSUS.index("real")
+NOTHING = torch.zeros(len(CENSUS), dtype=torch.int64)
+
 
 class Geometry:
     """A snapshot of running geometry; results are computed when they are first read.
@@ -42,14 +45,8 @@ class Geometry:
         self.notes = dict(notes or {})
         self._results: dict[str, Result] = {}
         fired = {name: s for name, s in state.sites.items() if int(s.forwards.value) > 0}
-        if not any(
-            int(s.stream.census.value[CENSUS.index("real")]) for s in state.streams.values()
-        ):
-            raise WatchError(
-                "no token has been counted yet: run the model inside the watch, and check that the "
-                "mask leaves real tokens. A model that was compiled and run before it was watched "
-                "has no hooks in its compiled code: call torch._dynamo.reset() first"
-            )
+        if not any(s.stream.census.value[REAL] for s in state.streams.values()):
+            raise WatchError(f"no token has been counted yet: {why_none(state)}")
         silent = [name for name in state.sites if name not in fired]
         if silent and strict:
             raise HookError(f"these sites have counted nothing: {', '.join(silent)}")
@@ -214,6 +211,23 @@ class Geometry:
             notes: anything JSON can hold, to be found again as ``geometry.notes``.
         """
         write_file(path, self._state, self.notes if notes is None else notes)
+
+
+def why_none(state: State) -> str:
+    """What may be the reason that no token has been counted."""
+    total = sum((s.stream.census.value.cpu() for s in state.streams.values()), NOTHING)
+    counts = dict(zip(CENSUS, total.tolist(), strict=True))
+    if counts["entries"]:
+        return (
+            f"of {counts['entries']} entries {counts['masked']} were masked or excluded, and "
+            f"{counts['beyond']} stood beyond the capacity for positions; check the mask, or raise "
+            "watch(positions=...)"
+        )
+    return (
+        "run the model inside the watch, on a batch that is not empty. A model that was compiled "
+        "and run before it was watched has no hooks in its compiled code: call "
+        "torch._dynamo.reset() first"
+    )
 
 
 def load(path: str | os.PathLike[str], *, statistics: Iterable[Statistic] = ()) -> Geometry:

@@ -56,7 +56,7 @@ class Watch(Routing):
         self._compiled = compiled
         self._tokens_function = tokens
         self._hooks: list[tuple[Hook, Any]] = []
-        self._forwards_at_entry: dict[str, int] = {}
+        self._forwards_at_entry = self._forwards()
         self._has_fired = False  # since it was entered, in a window that was closed by reset()
 
     # Attaching
