@@ -15,6 +15,8 @@ import resource, sys
 import torch, transformers
 from transformers import AutoModel, AutoTokenizer
 from geomhooks.cli.commands import run
+from geomhooks.native import prepare
+prepare([torch.zeros(1)])  # compiling has memory enough
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20),) * 2)
