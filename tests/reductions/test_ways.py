@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -172,3 +175,21 @@ def test_a_second_taker_has_the_position_sums_handed_out() -> None:
     found = watch.geometry()["0"]
     torch.testing.assert_close(found.position_sum.sum.float(), states.sum(0))
     torch.testing.assert_close(found.pos_ctx.position_mean.float(), states.mean(0))
+
+
+def test_fewer_threads_than_were_asked_for() -> None:
+    """Where the environment limits OpenMP's threads, those that there are do all the work."""
+    program = (
+        "import torch, geomhooks as gh\n"
+        "torch.set_num_threads(4)\n"
+        "model = torch.nn.Sequential(torch.nn.Identity())\n"
+        "states = torch.randn(4, 256, 512, generator=torch.Generator().manual_seed(0))\n"
+        "with gh.watch(model, sites='0', statistics=[gh.Sphere()]) as watch:\n"
+        "    model(states)\n"
+        "found = watch.geometry()['0']\n"
+        "norms = states.double().norm(dim=-1)\n"
+        "assert abs(float(found.sphere.norm.mean - norms.mean())) < 1e-6\n"
+        "assert int(found.sphere.norm.count) == 1024\n"
+    )
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=120)

@@ -16,7 +16,7 @@ import torch
 from numba import carray
 
 from geomhooks.native.compiling import compiled, for_types
-from geomhooks.native.threads import address, run_on_threads, thread_number
+from geomhooks.native.threads import address, run_on_threads, team_size, thread_number
 
 __all__ = ["KINDS", "directions", "move", "run_shared", "settle", "shared", "sums"]
 
@@ -389,39 +389,37 @@ def shared(dtype):
         limit = carray(data, (TOLD,), np.float64)[LIMIT]
         batch, length, width, capacity, contexts, workers = n[0], n[1], n[2], n[3], n[4], n[5]
         moves, input_known, columns = n[FLAGS] != 0, n[FLAGS + 1] != 0, n[FLAGS + 2] != 0
-        worker = thread_number()
-        if worker >= workers:
-            return
         tokens, states = (batch, length), (batch, length, width)
         known = tokens if input_known else (0, 0)
-        loop(
-            carray(address(n[H]), states, kind),
-            carray(address(n[Y]), states, kind),
-            moves,
-            input_known,
-            carray(address(n[IN_ONES]), known, np.float64),
-            carray(address(n[IN_RADIUS]), known, np.float64),
-            carray(address(n[REAL]), tokens, np.bool_),
-            carray(address(n[FIRST]), tokens, np.bool_),
-            carray(address(n[SHIFT]), (width,), kind),
-            carray(address(n[WIDE_SHIFT]), (width,), np.float64),
-            limit,
-            length * worker // workers,
-            length * (worker + 1) // workers,
-            0,
-            columns,
-            n[FLAGS + 3],
-            carray(address(n[POSITIONS]), tokens, np.int64),
-            n[FLAGS + 4] != 0,
-            carray(address(n[SEGMENTS]), tokens, np.int64),
-            n[FLAGS + 5] != 0,
-            carray(address(n[FOUND]), (8, batch, length), np.float64),
-            carray(address(n[KEEP]), tokens, np.bool_),
-            carray(address(n[BY_POSITION]), (capacity, width), np.float64),
-            carray(address(n[BY_CONTEXT]), (workers, contexts, width), np.float64)[worker],
-            carray(address(n[UNITS]), (workers, 2, 2, width), np.float64)[worker],
-            carray(address(n[TALLIES]), (workers, 2, 2, 3), np.float64)[worker],
-        )
+        for worker in range(thread_number(), workers, team_size()):
+            loop(
+                carray(address(n[H]), states, kind),
+                carray(address(n[Y]), states, kind),
+                moves,
+                input_known,
+                carray(address(n[IN_ONES]), known, np.float64),
+                carray(address(n[IN_RADIUS]), known, np.float64),
+                carray(address(n[REAL]), tokens, np.bool_),
+                carray(address(n[FIRST]), tokens, np.bool_),
+                carray(address(n[SHIFT]), (width,), kind),
+                carray(address(n[WIDE_SHIFT]), (width,), np.float64),
+                limit,
+                length * worker // workers,
+                length * (worker + 1) // workers,
+                0,
+                columns,
+                n[FLAGS + 3],
+                carray(address(n[POSITIONS]), tokens, np.int64),
+                n[FLAGS + 4] != 0,
+                carray(address(n[SEGMENTS]), tokens, np.int64),
+                n[FLAGS + 5] != 0,
+                carray(address(n[FOUND]), (8, batch, length), np.float64),
+                carray(address(n[KEEP]), tokens, np.bool_),
+                carray(address(n[BY_POSITION]), (capacity, width), np.float64),
+                carray(address(n[BY_CONTEXT]), (workers, contexts, width), np.float64)[worker],
+                carray(address(n[UNITS]), (workers, 2, 2, width), np.float64)[worker],
+                carray(address(n[TALLIES]), (workers, 2, 2, 3), np.float64)[worker],
+            )
 
     return numba.cfunc("void(voidptr)")(run)
 

@@ -18,10 +18,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["address", "run_on_threads", "thread_number", "threads"]
+__all__ = ["address", "run_on_threads", "team_size", "thread_number", "threads"]
 
-NAME = "omp_get_thread_num"
-thread_number = types.ExternalFunction(NAME, types.int32())
+NUMBER, SIZE = "omp_get_thread_num", "omp_get_num_threads"
+thread_number = types.ExternalFunction(NUMBER, types.int32())
+team_size = types.ExternalFunction(SIZE, types.int32())
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -46,18 +47,17 @@ def library() -> Any:
     return found
 
 
-def define_thread_number() -> None:
-    """Say what :data:`thread_number` is, before anything that calls it is compiled or loaded."""
+def define_functions() -> None:
+    """Say where OpenMP's functions are, before anything that calls them is compiled."""
     known = library()
-    if known is not None:
-        where = ctypes.cast(getattr(known, NAME), ctypes.c_void_p).value
-    else:
-        where = ctypes.cast(_first, ctypes.c_void_p).value
-    llvmlite.binding.add_symbol(NAME, where)
+    for name, alone in ((NUMBER, _first), (SIZE, _single)):
+        function = alone if known is None else getattr(known, name)
+        llvmlite.binding.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
 
 
 _first = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: 0)
-define_thread_number()
+_single = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: 1)
+define_functions()
 
 
 def threads() -> int:
@@ -68,8 +68,11 @@ def threads() -> int:
 def run_on_threads(function: Any, data: Any, number: int) -> None:
     """Run a C function ``void(void*)`` on so many threads, and wait for all.
 
+    There may be fewer, where the environment limits them.
+
     Args:
-        function: a ``numba.cfunc``; :data:`thread_number` tells it which thread it runs on.
+        function: a ``numba.cfunc``; :data:`thread_number` tells it which thread it runs on, and
+            :data:`team_size` of how many.
         data: an array, whose memory it is given.
         number: of threads.
     """
