@@ -396,7 +396,7 @@ class Moments(Accumulator):
     ) -> None:
         columns = isinstance(at, slice)
         start = at.start or 0 if isinstance(at, slice) else 0
-        rows = np.empty((0, 0), np.int64) if isinstance(at, slice) else at.numpy()
+        rows = np.empty((1, 0), np.int64) if isinstance(at, slice) else at.numpy()
         given = values.numpy(), where.numpy()
         names = ("shift", "shifted", "count", "total", "squares", "min", "max")
         for index, one in enumerate(moments):

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Latest:
     """The hidden state that was read last in a forward, and what is known of it."""
 
@@ -43,6 +43,7 @@ class Frame:
     call: Call
     stated: Statement
     resolved: dict[Any, tuple[Tokens, dict[str, Any]]] = field(default_factory=dict)
+    stages: dict[str, Any] = field(default_factory=dict)
     fired: set[str] = field(default_factory=set)
     carry: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     latest: Latest | None = None

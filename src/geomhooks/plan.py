@@ -18,6 +18,7 @@ from geomhooks.sites import Place
 from geomhooks.state import Shift, SiteState, State, StreamState
 from geomhooks.statistics.base import Site, Statistic
 from geomhooks.tokens import TokenStream
+from geomhooks.two_way import TwoWay
 
 __all__ = ["Plan", "SitePlan"]
 
@@ -34,7 +35,8 @@ class SitePlan:
     whole_stack: bool
     needs: frozenset[str] = frozenset()
     parts: list[tuple[Statistic, Mapping[str, Accumulator]]] = field(default_factory=list)
-    _adds_positions: tuple[Statistic, Mapping[str, Accumulator]] | None = None
+    shortcut: Any = None
+    _sums: TwoWay | None = None
 
     @property
     def wants_input(self) -> bool:
@@ -51,15 +53,13 @@ class SitePlan:
         self.parts = [(s, held[s.scope][s.name]) for s in self.statistics]
         self.needs = frozenset(n for s in self.statistics for n in s.needs_at(site.site))
         takers = [part for part in self.parts if "position_sum" in part[0].needs_at(site.site)]
-        self._adds_positions = takers[0] if len(takers) == 1 else None
+        self._sums = takers[0][0].two_way(takers[0][1]) if len(takers) == 1 else None
+        self.shortcut = None
 
     @property
     def position_sum_target(self) -> Tensor | None:
         """Where the sums by position are added to straight, if one statistic alone needs them."""
-        if self._adds_positions is None:
-            return None
-        statistic, state = self._adds_positions
-        return statistic.position_sum_target(state)
+        return None if self._sums is None else self._sums["position_sum"]
 
 
 @dataclass

@@ -6,7 +6,7 @@ What the statistics make of them is their own affair.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,9 +27,10 @@ from geomhooks.plan import Plan, SitePlan
 from geomhooks.reductions import reduce
 from geomhooks.schedule import Schedule
 from geomhooks.sharded import local_tensor
+from geomhooks.shortcut import Shortcut, Stage
 from geomhooks.sites import to_batch_time_width
 from geomhooks.state import SiteState
-from geomhooks.statistics.base import Reading
+from geomhooks.statistics.base import Reading, Statistic
 from geomhooks.tokens import Tokens
 
 __all__ = ["Routing"]
@@ -126,11 +127,15 @@ class Routing:
             into: the module's input.
             borrowed: the tensors' memory is good for the time of this call only.
         """
+        frame = self._frames[-1] if self._frames else None
+        mine = frame is not None and frame.thread == threading.get_ident()
+        if frame is not None and mine and self._is_short(site, frame, out, into, borrowed=borrowed):
+            return
         name = site.place.name
         self._refuse_another_thread()
-        alone = not self._frames  # called by itself, outside of any call that opens a stream
-        frame = Frame(Call(), self._stated) if alone else self._frames[-1]
-        if alone:
+        alone = frame is None  # called by itself, outside of any call that opens a stream
+        if frame is None:
+            frame = Frame(Call(), self._stated)
             frame.counts = self._schedule.counts_mode(site.place.module.training)
         if not frame.counts:
             return
@@ -190,13 +195,44 @@ class Routing:
             taps = {"out": hidden}
             if before is not None:
                 taps["in"] = before
-            self._update(
-                state, site, frame, Reading(state.site, taps, tokens, reductions, shift, plans, {})
-            )
+            if site.norm is not None and state.site.norm_eps is not None:
+                taps["gain"], taps["bias"] = site.norm.affine(hidden)
+            reading = Reading(state.site, taps, tokens, reductions, shift, plans, {})
+            update(site.parts, frame, reading)
+            state.forwards.value.add_(1)
+            if site.shortcut is None and not alone:
+                site.shortcut = Shortcut.of(site, state, hidden) or False
         if alone:
             self._finish(frame)
         elif borrowed:
             own_what_is_carried(frame.carry, [hidden, *taps.values()])
+
+    def _is_short(
+        self, site: SitePlan, frame: Frame, out: Any, into: Any, *, borrowed: bool
+    ) -> bool:
+        """Whether there was nothing to count, or the short way was open, and was gone."""
+        if not frame.counts:
+            return True
+        way, name = site.shortcut, site.place.name
+        if not way or name in frame.fired or not way.is_open or not way.fits(out):
+            return False
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return False
+        with torch.no_grad(), without_autocast(out.device):
+            state = self._plan.state.sites[name]
+            stage = frame.stages.get(state.stream)
+            if stage is None:
+                stage = Stage(*self._tokens_of(frame, state, out), out)
+                frame.stages[state.stream] = stage
+            entered = into if way.site.has_input else None
+            reading = way.read(frame, stage, out, entered, borrowed=borrowed)
+            if reading is None:
+                return False
+            frame.fired.add(name)
+            update(way.others, frame, reading)
+        if borrowed:
+            own_what_is_carried(frame.carry, reading.taps.values())
+        return True
 
     def _tokens_of(
         self, frame: Frame, state: SiteState, hidden: Tensor
@@ -218,12 +254,9 @@ class Routing:
             frame.resolved[there] = tokens.to(hidden.device), moved
         return frame.resolved[there]
 
-    def _update(self, state: SiteState, site: SitePlan, frame: Frame, reading: Reading) -> None:
-        """Hand one reading to every statistic of the site."""
-        if site.norm is not None and state.site.norm_eps is not None:
-            gain, bias = site.norm.affine(reading.taps["out"])
-            reading.taps |= {"gain": gain, "bias": bias}
-        for statistic, states in site.parts:
-            reading.carry = frame.carry.setdefault(statistic.name, {})
-            statistic.update(states, reading)
-        state.forwards.value.add_(1)
+
+def update(parts: Iterable[tuple[Statistic, Any]], frame: Frame, reading: Reading) -> None:
+    """Hand one reading to statistics."""
+    for statistic, states in parts:
+        reading.carry = frame.carry.setdefault(statistic.name, {})
+        statistic.update(states, reading)

@@ -20,6 +20,7 @@ from geomhooks.accumulators import Sum
 from geomhooks.caches import UNTOLD, Running, marks_of, reference_to
 from geomhooks.calls import Call, Statement, real_entries
 from geomhooks.errors import TokensError
+from geomhooks.native import load
 from geomhooks.table import EMPTY
 
 __all__ = ["CENSUS", "TokenStream", "Tokens"]
@@ -108,6 +109,11 @@ class Tokens:
             np.arange(len(self.real)) if self.rows is None else self.rows.numpy(),
         )
 
+    @cached_property
+    def record(self) -> Any:
+        """Where these arrays are, as compiled loops are told; without what contexts do."""
+        return load("site").TokensRecord(self.arrays, self.number)
+
     def spread_sample(self) -> None:
         """Choose tokens evenly among those that are real."""
         rank = self.real.reshape(-1).cumsum(0)
@@ -171,10 +177,15 @@ class Tokens:
             else torch.zeros_like(counts).index_add_(0, self.rows, counts)
         )
 
+    def forget_arrays(self) -> None:
+        """A copy is about to have other tensors."""
+        self.__dict__.pop("arrays", None)
+        self.__dict__.pop("record", None)
+
     def of_rows(self, rows: slice) -> Tokens:
         """The tokens of some rows; each row a context, where rows are in one context."""
         part = copy.copy(self)
-        part.__dict__.pop("arrays", None)
+        part.forget_arrays()
         part.rows = None
         for name in ("real", "positions", "first", "segments"):
             value = getattr(self, name)
@@ -184,7 +195,7 @@ class Tokens:
     def to(self, device: torch.device) -> Tokens:
         """Copy to a device."""
         moved = copy.copy(self)
-        moved.__dict__.pop("arrays", None)
+        moved.forget_arrays()
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(moved, name, value.to(device))

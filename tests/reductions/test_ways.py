@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -33,22 +32,22 @@ def resolve(batch: int, length: int, statement: Statement, past: int = 0) -> Tok
 
 def assert_same(found: Reduced, expected: Reduced, size: float) -> None:
     """Every field, to a few units in the last place of sums over entries of this size."""
-    for field in dataclasses.fields(Reduced):
-        mine, theirs = getattr(found, field.name), getattr(expected, field.name)
-        assert (mine is None) == (theirs is None), field.name
+    for field in Reduced.__annotations__:
+        mine, theirs = getattr(found, field), getattr(expected, field)
+        assert (mine is None) == (theirs is None), field
         if mine is None:
             continue
-        if field.name == "directions":
+        if field == "directions":
             for name, a, b in zip(mine._fields, mine, theirs, strict=True):
                 close(a, b, size, f"directions.{name}")
         elif mine.dtype == torch.bool:
-            assert torch.equal(mine, theirs), field.name
+            assert torch.equal(mine, theirs), field
         else:
             kept = expected.keep if mine.shape[:2] == expected.keep.shape else None
             if kept is not None:  # what is not kept may be anything
                 mask = kept.reshape(kept.shape + (1,) * (mine.ndim - 2))
                 mine, theirs = (torch.where(mask, v, 0.0) for v in (mine, theirs))
-            close(mine, theirs, size, field.name)
+            close(mine, theirs, size, field)
 
 
 def close(found: Tensor, expected: Tensor, size: float, name: str) -> None:
@@ -137,7 +136,7 @@ def test_what_is_known_of_the_input_is_not_computed_again(reduce: Any) -> None:
     needs, shift = frozenset({"step"}), torch.zeros(4, dtype=torch.float64)
     square, ones = (torch.full((2, 3), number, dtype=torch.float64) for number in (7.0, 4.0))
     radius = (square - ones.square() / 4).sqrt()
-    known = Reduced(tokens.real, square, ones, square.sqrt(), radius)
+    known = Reduced(tokens.real, squared_norm=square, ones=ones, norm=square.sqrt(), radius=radius)
     found = reduce(needs, out, into, tokens, shift, known)
     torch.testing.assert_close(found.outward - found.radial, radius, rtol=1e-6, atol=1e-6)
 

@@ -53,9 +53,11 @@ def prepare(tensors: Iterable[Tensor]) -> None:
     """
     found = {t.dtype for t in tensors if t.device.type == "cpu" and t.is_floating_point()}
     if found and installed():
-        sums = load("sums")
+        sums, site = load("sums"), load("site")
+        site.run()
         for dtype in {torch.float64 if d == torch.float64 else torch.float32 for d in found}:
-            for loop in (sums.settle, sums.move, sums.shared):  # the last compiles sums.sums
+            for loop in (sums.settle, sums.move, site.work):  # the last compiles sums.sums
                 loop(dtype)
+        load("notes").whole()
         for name in ("adds", "folds", "places"):
             load(name)

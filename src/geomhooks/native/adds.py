@@ -6,7 +6,7 @@ import numpy as np
 
 from geomhooks.native.compiling import compiled
 
-__all__ = ["add_directions", "count_tokens", "follow", "moments"]
+__all__ = ["add_directions", "add_feature", "count_tokens", "follow", "moments"]
 
 LARGEST = np.finfo(np.float64).max
 
@@ -54,6 +54,37 @@ def raise_to(values, greatest):
         greatest[t] = values[t] if values[t] > greatest[t] else greatest[t]
 
 
+@compiled()
+def add_feature(
+    row, where, columns, start, at, f, shift, shifted, count, total, squares, least, greatest,
+    counts, moved, low, high,
+):  # fmt: skip
+    """Add one batch row of one feature; the last four are room for as many numbers."""
+    length = len(row)
+    for t in range(length):
+        if shifted[f]:
+            break
+        if where[t] and abs(row[t]) <= LARGEST:
+            shift[f], shifted[f] = row[t], True
+    sort_out(row, where, shift[f], counts, moved, low, high)
+    if columns:
+        end = start + length
+        add_to(counts, count[f, start:end])
+        add_to(moved, total[f, start:end])
+        add_squares(moved, squares[f, start:end])
+        lower_to(low, least[f, start:end])
+        raise_to(high, greatest[f, start:end])
+        return
+    for t in range(length):
+        if counts[t]:
+            to = at[t]
+            count[f, to] += 1
+            total[f, to] += moved[t]
+            squares[f, to] += moved[t] * moved[t]
+            least[f, to] = min(least[f, to], low[t])
+            greatest[f, to] = max(greatest[f, to], high[t])
+
+
 @compiled(
     "void(f8[:,:,:,::1], b1[:,:,::1], i8, b1, i8, i8[:,:], f8[::1], b1[::1],"
     "i8[:,::1], f8[:,::1], f8[:,::1], f8[:,::1], f8[:,::1])"
@@ -67,29 +98,11 @@ def moments(
     moved, low, high = np.empty(length), np.empty(length), np.empty(length)
     for f in range(features):
         for b in range(batch):
-            row = values[f, site, b]
-            for t in range(length):
-                if shifted[f]:
-                    break
-                if where[site, b, t] and abs(row[t]) <= LARGEST:
-                    shift[f], shifted[f] = row[t], True
-            sort_out(row, where[site, b], shift[f], counts, moved, low, high)
-            if columns:
-                end = start + length
-                add_to(counts, count[f, start:end])
-                add_to(moved, total[f, start:end])
-                add_squares(moved, squares[f, start:end])
-                lower_to(low, least[f, start:end])
-                raise_to(high, greatest[f, start:end])
-                continue
-            for t in range(length):
-                if counts[t]:
-                    to = at[b, t]
-                    count[f, to] += 1
-                    total[f, to] += moved[t]
-                    squares[f, to] += moved[t] * moved[t]
-                    least[f, to] = min(least[f, to], low[t])
-                    greatest[f, to] = max(greatest[f, to], high[t])
+            to = at[0] if columns else at[b]
+            add_feature(
+                values[f, site, b], where[site, b], columns, start, to, f, shift, shifted,
+                count, total, squares, least, greatest, counts, moved, low, high,
+            )  # fmt: skip
 
 
 @compiled("void(b1[:,::1], f8[:,:], b1, i8, i8[:,:], b1, i8[:,:], i8[::1], i8[::1], f8[::1],"

@@ -8,23 +8,22 @@ then for the sums over tokens, in the type of the state within a piece and in fl
 from __future__ import annotations
 
 import math
-from functools import cache
 
-import numba
 import numpy as np
-import torch
-from numba import carray
 
 from geomhooks.native.compiling import compiled, for_types
-from geomhooks.native.threads import address, run_on_threads, team_size, thread_number
 
-__all__ = ["KINDS", "directions", "move", "run_shared", "settle", "shared", "sums"]
+__all__ = ["FOUND", "KINDS", "directions", "move", "settle", "sums"]
 
 ROWS = 128
 KINDS = 2  # directions are taken of centred states, and of states as they are
 
 # Rows of what is found of each token.
-SQUARE, ONES, AROUND, NORM, RADIUS, RADIAL, TANGENTIAL, OUTWARD = range(8)
+FOUND = (
+    "squared_norm", "ones", "shifted_squared_norm", "norm", "radius",
+    "radial", "tangential", "outward",
+)  # fmt: skip
+SQUARE, ONES, AROUND, NORM, RADIUS, RADIAL, TANGENTIAL, OUTWARD = range(len(FOUND))
 
 
 @compiled()
@@ -233,12 +232,12 @@ def sums(
         over_tokens: sums over tokens are wanted.
         found: (8, B, T) what the entries of each token add up to.
         keep: (B, T) tokens that are real and finite.
-        by_position: (P, d) added to.
+        by_position: (P, d) added to; (0, d) where nobody wants it.
         by_context: (M + 1, d) added to.
         units: (2, 2, d) added to: x / |h - m 1| and x / |h|, at positions other than 0 and at 0.
         tallies: (2, 2, 3) added to: number, multiples of the shift, and |u - e|^2 of those.
     """
-    batch, width = h.shape[0], h.shape[2]
+    batch, width, wanted = h.shape[0], h.shape[2], by_position.shape[0] > 0
     shift_ones = shift_square = 0.0
     for j in range(width):
         shift_ones += wide_shift[j]
@@ -287,14 +286,15 @@ def sums(
                         add_row(position[t - lo], by_context[segments[b, t]])
             if not columns:
                 for t in range(lo, hi):
-                    if keep[b, t]:
+                    if wanted and keep[b, t]:
                         add_row(position[t - lo], by_position[positions[b, t]])
                 position[:] = 0
             elif not by_row:
                 for t in range(lo, hi):
-                    add_row(position[t - lo], by_position[start + t])
+                    if wanted:
+                        add_row(position[t - lo], by_position[start + t])
                 position[:] = 0
-        if over_tokens and columns and by_row:
+        if over_tokens and columns and by_row and wanted:
             for t in range(lo, hi):
                 pour(position[t - lo], by_position[start + t])
 
@@ -370,72 +370,3 @@ def settle(h, sample, any_real, value, known):
         # In the type of the hidden states, so that subtracting it rounds nothing away.
         value[j] = h.dtype.type(max(min(a, b), min(max(a, b), c)))
     known[0] = True
-
-
-# What threads that share a loop are told: whole numbers, one other, and addresses of arrays.
-FLAGS, LIMIT, ARRAYS = 6, 12, 13
-(H, Y, REAL, FIRST, SHIFT, WIDE_SHIFT, IN_ONES, IN_RADIUS, POSITIONS, SEGMENTS, FOUND, KEEP,
- BY_POSITION, BY_CONTEXT, UNITS, TALLIES) = range(ARRAYS, ARRAYS + 16)  # fmt: skip
-TOLD = ARRAYS + 16
-
-
-@cache
-def shared(dtype):
-    """:func:`sums` for several threads at once, each with a part of the columns."""
-    loop, kind = sums(dtype), np.float64 if dtype == torch.float64 else np.float32
-
-    def run(data):
-        n = carray(data, (TOLD,), np.int64)
-        limit = carray(data, (TOLD,), np.float64)[LIMIT]
-        batch, length, width, capacity, contexts, workers = n[0], n[1], n[2], n[3], n[4], n[5]
-        moves, input_known, columns = n[FLAGS] != 0, n[FLAGS + 1] != 0, n[FLAGS + 2] != 0
-        tokens, states = (batch, length), (batch, length, width)
-        known = tokens if input_known else (0, 0)
-        for worker in range(thread_number(), workers, team_size()):
-            loop(
-                carray(address(n[H]), states, kind),
-                carray(address(n[Y]), states, kind),
-                moves,
-                input_known,
-                carray(address(n[IN_ONES]), known, np.float64),
-                carray(address(n[IN_RADIUS]), known, np.float64),
-                carray(address(n[REAL]), tokens, np.bool_),
-                carray(address(n[FIRST]), tokens, np.bool_),
-                carray(address(n[SHIFT]), (width,), kind),
-                carray(address(n[WIDE_SHIFT]), (width,), np.float64),
-                limit,
-                length * worker // workers,
-                length * (worker + 1) // workers,
-                0,
-                columns,
-                n[FLAGS + 3],
-                carray(address(n[POSITIONS]), tokens, np.int64),
-                n[FLAGS + 4] != 0,
-                carray(address(n[SEGMENTS]), tokens, np.int64),
-                n[FLAGS + 5] != 0,
-                carray(address(n[FOUND]), (8, batch, length), np.float64),
-                carray(address(n[KEEP]), tokens, np.bool_),
-                carray(address(n[BY_POSITION]), (capacity, width), np.float64),
-                carray(address(n[BY_CONTEXT]), (workers, contexts, width), np.float64)[worker],
-                carray(address(n[UNITS]), (workers, 2, 2, width), np.float64)[worker],
-                carray(address(n[TALLIES]), (workers, 2, 2, 3), np.float64)[worker],
-            )
-
-    return numba.cfunc("void(voidptr)")(run)
-
-
-def run_shared(dtype, sizes, flags, limit, arrays):
-    """Run :func:`sums` on torch's threads.
-
-    Args:
-        dtype: of the states.
-        sizes: batch, length, width, rows of ``by_position``, rows of ``by_context``, threads.
-        flags: ``moves``, ``input_known``, ``columns``, ``start``, ``by_row``, ``over_tokens``.
-        limit: as there.
-        arrays: contiguous, in the order of ``H`` to ``TALLIES``, the last three by thread.
-    """
-    told = np.empty(TOLD, np.int64)
-    told[:LIMIT] = (*sizes, *flags)
-    told[LIMIT:ARRAYS].view(np.float64)[0] = limit
-    told[ARRAYS:] = [array.__array_interface__["data"][0] for array in arrays]
-    run_on_threads(shared(dtype), told, sizes[-1])

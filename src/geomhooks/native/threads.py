@@ -20,9 +20,14 @@ from numba.extending import intrinsic
 
 __all__ = ["address", "run_on_threads", "team_size", "thread_number", "threads"]
 
-NUMBER, SIZE = "omp_get_thread_num", "omp_get_num_threads"
+NUMBER, SIZE, RUN = "omp_get_thread_num", "omp_get_num_threads", "GOMP_parallel"
 thread_number = types.ExternalFunction(NUMBER, types.int32())
 team_size = types.ExternalFunction(SIZE, types.int32())
+# Arguments: a C function void(void*), what it is given, how many threads (the environment may limit
+# them to fewer), and flags. It runs on all of them, told apart by `thread_number`.
+run_on_threads = types.ExternalFunction(
+    RUN, types.void(types.voidptr, types.voidptr, types.uint32, types.uint32)
+)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -41,39 +46,29 @@ def library() -> Any:
     path = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
     if not path.exists():
         return None
-    found = ctypes.CDLL(str(path))  # the one that is loaded already
-    found.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    found.GOMP_parallel.restype = None
-    return found
+    return ctypes.CDLL(str(path))  # the one that is loaded already
 
 
 def define_functions() -> None:
     """Say where OpenMP's functions are, before anything that calls them is compiled."""
     known = library()
-    for name, alone in ((NUMBER, _first), (SIZE, _single)):
+    for name, alone in ((NUMBER, _first), (SIZE, _single), (RUN, _run_alone)):
         function = alone if known is None else getattr(known, name)
         llvmlite.binding.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
 
 
 _first = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: 0)
 _single = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: 1)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+def _run_alone(function: int, data: int, number: int, flags: int) -> None:
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
+
+
 define_functions()
 
 
 def threads() -> int:
     """How many may share a loop: as many as torch uses, or one."""
     return 1 if library() is None else torch.get_num_threads()
-
-
-def run_on_threads(function: Any, data: Any, number: int) -> None:
-    """Run a C function ``void(void*)`` on so many threads, and wait for all.
-
-    There may be fewer, where the environment limits them.
-
-    Args:
-        function: a ``numba.cfunc``; :data:`thread_number` tells it which thread it runs on, and
-            :data:`team_size` of how many.
-        data: an array, whose memory it is given.
-        number: of threads.
-    """
-    library().GOMP_parallel(function.address, data.ctypes.data, number, 0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.native import usable
-from geomhooks.reductions.fused import reduce_fused, reduce_move_fused
+from geomhooks.reductions.fused import OnePass, reduce_fused, reduce_move_fused, workers_for
 from geomhooks.reductions.plain import (
     NAMES,
     Directions,
@@ -24,7 +24,7 @@ from geomhooks.reductions.plain import (
 from geomhooks.reductions.tiled import reduce_tiled
 from geomhooks.tokens import Tokens
 
-__all__ = ["NAMES", "Directions", "Reduced", "reduce", "reduce_move"]
+__all__ = ["NAMES", "Directions", "OnePass", "Reduced", "reduce", "reduce_move", "workers_for"]
 
 
 def reduce(

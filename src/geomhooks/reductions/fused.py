@@ -5,7 +5,8 @@ Half-precision states are widened a piece at a time; others are shared out among
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +19,78 @@ from geomhooks.reductions.plain import Directions, Reduced, gather_rows
 if TYPE_CHECKING:
     from geomhooks.tokens import Tokens
 
-__all__ = ["reduce_fused", "reduce_move_fused"]
+__all__ = ["OnePass", "reduce_fused", "reduce_move_fused", "workers_for"]
 
 PER_THREAD = 1 << 17
 PIECE = 1 << 18  # entries of a half-precision state that are widened at a time
 OVER_TOKENS = frozenset({"position_sum", "context_sum", "directions"})
+
+
+class OnePass(Reduced):
+    """What one pass has put down, as tensors on its memory that are made when they are asked for.
+
+    Args:
+        numbers: float64, laid out as :func:`geomhooks.native.site.scratch` says.
+        shape: (B, T, d) of the state.
+        workers: how many threads took the pass.
+        shift: (d,).
+        moves: the block's input was there.
+        groups: (M, d) sums by context, or None where they are gone.
+    """
+
+    def __init__(
+        self,
+        numbers: Any,
+        shape: tuple[int, int, int],
+        workers: int,
+        shift: Tensor,
+        *,
+        moves: bool,
+        groups: Any = None,
+    ) -> None:
+        self._parts = numbers, shape, workers, shift, moves, groups
+
+    @property
+    def workers(self) -> int:
+        """For how many threads the numbers are laid out."""
+        found: int = self._parts[2]
+        return found
+
+    @cached_property
+    def address(self) -> int:
+        """Where the numbers are."""
+        found: int = load("site").address_of(self._parts[0])
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        super().__getattr__(name)  # which raises, should it be no reduction
+        found = self.__dict__[name] = self._find(name)
+        return found
+
+    def _find(self, name: str) -> Any:
+        numbers, (batch, length, width), workers, shift, moves, groups = self._parts
+        native, tokens = load("sums"), batch * length
+        tallies = 8 * tokens + 4 * workers * width
+        keep = tallies + 12 * workers
+        if name in native.FOUND and (moves or name not in MOVES):
+            at = native.FOUND.index(name) * tokens
+            return torch.from_numpy(numbers[at : at + tokens].reshape(batch, length))
+        if name == "keep":
+            flags = numbers[keep:].view(np.bool_)[:tokens]
+            return torch.from_numpy(flags.reshape(batch, length))
+        if name == "context_sum" and groups is not None:
+            return torch.from_numpy(groups)
+        if name == "directions":
+            units = numbers[8 * tokens : tallies].reshape(workers, 2, 2, width)
+            parts = units, numbers[tallies:keep].reshape(workers, 2, 2, 3)
+            about, number = np.empty((2, width)), np.empty((2, 2), np.int64)
+            offset, square = np.empty((2, 2, width)), np.empty((2, 2))
+            native.directions(*parts, shift.numpy(), about, number, offset, square)
+            return Directions(*map(torch.from_numpy, (about, number, offset, square)))
+        return None
+
+
+MOVES = ("radial", "tangential", "outward")
 
 
 def reduce_fused(
@@ -35,64 +103,105 @@ def reduce_fused(
     position_sum: Tensor | None = None,
 ) -> Reduced:
     """Compute what :func:`~geomhooks.reductions.plain.reduce_plain` computes, in float64."""
-    native = load("sums")
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     batch, length, width = out.shape
-    moves = "step" in needs and into is not None
-    in_ones = in_radius = np.empty((0, 0))
-    input_known = known is not None and known.ones is not None and known.radius is not None
-    if known is not None and known.ones is not None and known.radius is not None:
-        in_ones, in_radius = known.ones.double().numpy(), known.radius.double().numpy()
-    real, first, columns, start, positions, by_row, segments, _ = tokens.arrays
-    whole = out.dtype == dtype and (into is None or into.dtype == dtype)
-    workers = _workers(out) if columns and whole else 1
+    entered = into if "step" in needs else None
+    columns, start = tokens.start is not None, tokens.start or 0
     target = position_sum
     if target is None:
         rows = length if columns else tokens.capacity
         target, start = torch.zeros((rows, width), dtype=torch.float64), 0
-    found = np.empty((8, batch, length))
-    keep = np.empty((batch, length), np.bool_)
-    contexts = np.zeros((workers, (batch if by_row else tokens.number) + 1, width))
-    units, tallies = np.zeros((workers, 2, 2, width)), np.zeros((workers, 2, 2, 3))
-    by_position, wide_shift = target.numpy(), shift.numpy()
-    narrow_shift = wide_shift.astype(np.float64 if dtype == torch.float64 else np.float32)
-    limit, over_tokens = torch.finfo(dtype).max, bool(needs & OVER_TOKENS)
-    entered = out if into is None or not moves else into
-    if workers > 1:
-        h, y = out.contiguous().numpy(), entered.contiguous().numpy()
-        native.run_shared(
-            dtype, (batch, length, width, len(by_position), contexts.shape[1], workers),
-            (moves, input_known, columns, start, by_row, over_tokens), limit,
-            (h, y, real, first, narrow_shift, wide_shift, in_ones, in_radius, positions, segments,
-             found, keep, by_position, contexts, units, tallies),
-        )  # fmt: skip
-    else:
-        loop = native.sums(dtype)
-        for begin, end, h, y in _pieces(out, entered, dtype):
-            loop(
-                h, y, moves, input_known, in_ones, in_radius, real, first, narrow_shift,
-                wide_shift, limit, begin, end, begin, columns, start, positions, by_row, segments,
-                over_tokens, found, keep, by_position, contexts[0], units[0], tallies[0],
-            )  # fmt: skip
-    sums = torch.from_numpy(found).unbind()
-    r = Reduced(torch.from_numpy(keep), sums[native.SQUARE], sums[native.ONES])
-    r.norm, r.radius = sums[native.NORM], sums[native.RADIUS]
-    r.shifted_squared_norm = sums[native.AROUND]
-    if "position_sum" in needs and position_sum is None:
+    whole = out.dtype == dtype and (entered is None or entered.dtype == dtype)
+    workers = workers_for(out) if columns and whole else 1
+    numbers = np.empty(load("site").scratch(batch, length, width, workers))
+    groups = np.zeros((workers, (batch if tokens.segments is None else tokens.number) + 1, width))
+    over_tokens = bool(needs & OVER_TOKENS)
+    given = (numbers, groups, out, entered, tokens, start, shift, known, target, over_tokens)
+    (_all_at_once if whole else _in_pieces)(dtype, workers, *given)
+    r = OnePass(
+        numbers,
+        (batch, length, width),
+        workers,
+        shift,
+        moves=entered is not None,
+        groups=groups[0, :-1],
+    )
+    if position_sum is None:
         r.position_sum = target
-    if "context_sum" in needs:
-        by_context = torch.from_numpy(contexts.sum(0) if workers > 1 else contexts[0])[:-1]
-        r.context_sum = gather_rows(by_context, tokens) if by_row else by_context
-    if "directions" in needs:
-        about, number = np.empty((2, width)), np.empty((2, 2), np.int64)
-        offset, square = np.empty((2, 2, width)), np.empty((2, 2))
-        native.directions(units, tallies, wide_shift, about, number, offset, square)
-        r.directions = Directions(*map(torch.from_numpy, (about, number, offset, square)))
-    if moves:
-        _take_moves(r, sums)
     if "shifted" in needs:
         r.shifted = torch.where(r.keep[..., None], out.to(dtype) - shift.to(dtype), 0.0)
     return r
+
+
+def _all_at_once(
+    dtype: torch.dtype,
+    workers: int,
+    numbers: Any,
+    groups: Any,
+    out: Tensor,
+    into: Tensor | None,
+    tokens: Tokens,
+    start: int,
+    shift: Tensor,
+    known: Reduced | None,
+    target: Tensor,
+    over_tokens: bool,
+) -> None:
+    """The pass over a state that need not be widened."""
+    native = load("site")
+    where = native.TokensRecord(tokens.arrays._replace(start=start), tokens.number)
+    states = [out.contiguous(), *(() if into is None else (into.contiguous(),))]
+    told = native.describe_site(dtype, shift.numpy(), over_tokens)
+    native.describe_sums(told, {"position_sum": target.numpy()})
+    told[native.OF_TOKENS], told[native.WORKERS] = where.address, workers
+    told[native.H : native.H + len(states)] = [state.data_ptr() for state in states]
+    sums = known_sums(known)
+    if sums is not None and into is not None:
+        told[native.IN_ONES], told[native.IN_RADIUS] = (s.data_ptr() for s in sums)
+    told[native.NUMBERS], told[native.CONTEXTS] = map(native.address_of, (numbers, groups))
+    native.run()(native.address_of(told))
+
+
+def _in_pieces(
+    dtype: torch.dtype,
+    workers: int,
+    numbers: Any,
+    groups: Any,
+    out: Tensor,
+    into: Tensor | None,
+    tokens: Tokens,
+    start: int,
+    shift: Tensor,
+    known: Reduced | None,
+    target: Tensor,
+    over_tokens: bool,
+) -> None:
+    """The pass over a state in half precision, a few columns at a time."""
+    loop = load("sums").sums(dtype)
+    batch, length, width = out.shape
+    found, rest = np.split(numbers, [8 * batch * length])
+    units, tallies, keep = np.split(rest, [4 * width, 4 * width + 12])
+    sums = known_sums(known) or (torch.empty((0, 0), dtype=torch.float64),) * 2
+    real, first, columns, _, positions, by_row, segments, _ = tokens.arrays
+    wide, narrow = shift.numpy(), shift.to(dtype).numpy()
+    numbers[8 * batch * length :] = 0
+    for begin, end, h, y in _pieces(out, out if into is None else into, dtype):
+        loop(
+            h, y, into is not None, known_sums(known) is not None, *(s.numpy() for s in sums),
+            real, first, narrow, wide, torch.finfo(dtype).max, begin, end, begin, columns, start,
+            positions, by_row, segments, over_tokens, found.reshape(8, batch, length),
+            keep.view(np.bool_)[: batch * length].reshape(batch, length), target.numpy(),
+            groups[0], units.reshape(2, 2, width), tallies.reshape(2, 2, 3),
+        )  # fmt: skip
+    if tokens.rows is not None and by_row:
+        groups[0, :-1] = gather_rows(torch.from_numpy(groups[0, :-1]), tokens).numpy()
+
+
+def known_sums(known: Reduced | None) -> tuple[Tensor, Tensor] | None:
+    """Sum of the entries and radius of a block's input, where it was read before."""
+    if known is None or known.ones is None or known.radius is None:
+        return None
+    return known.ones.double().contiguous(), known.radius.double().contiguous()
 
 
 def reduce_move_fused(out: Tensor, into: Tensor) -> Reduced:
@@ -102,18 +211,12 @@ def reduce_move_fused(out: Tensor, into: Tensor) -> Reduced:
     found = np.empty((8, *out.shape[:2]))
     for begin, end, h, y in _pieces(out, into, dtype):
         native.move(dtype)(h, y, begin, end, begin, found)
-    r = Reduced(torch.ones(out.shape[:2], dtype=torch.bool))
-    _take_moves(r, torch.from_numpy(found).unbind())
-    return r
+    sums = dict(zip(native.FOUND, torch.from_numpy(found).unbind(), strict=True))
+    keep = torch.ones(out.shape[:2], dtype=torch.bool)
+    return Reduced(keep, **{name: sums[name] for name in MOVES})
 
 
-def _take_moves(r: Reduced, found: Sequence[Tensor]) -> None:
-    native = load("sums")
-    r.radial, r.tangential = found[native.RADIAL], found[native.TANGENTIAL]
-    r.outward = found[native.OUTWARD]
-
-
-def _workers(states: Tensor) -> int:
+def workers_for(states: Tensor) -> int:
     """How many threads are worth their starting."""
     most = min(states.numel() // PER_THREAD, states.shape[1])
     return max(1, min(load("threads").threads(), most)) if most > 1 else 1

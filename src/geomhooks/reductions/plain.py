@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,7 +59,6 @@ class Directions(NamedTuple):
     square: Tensor
 
 
-@dataclass
 class Reduced:
     """The reductions of one site and forward; ``None`` where no statistic needs it.
 
@@ -85,18 +83,27 @@ class Reduced:
     """
 
     keep: Tensor
-    squared_norm: Tensor | None = None
-    ones: Tensor | None = None
-    norm: Tensor | None = None
-    radius: Tensor | None = None
-    shifted_squared_norm: Tensor | None = None
-    position_sum: Tensor | None = None
-    context_sum: Tensor | None = None
-    directions: Directions | None = None
-    radial: Tensor | None = None
-    tangential: Tensor | None = None
-    outward: Tensor | None = None
-    shifted: Tensor | None = None
+    squared_norm: Tensor | None
+    ones: Tensor | None
+    norm: Tensor | None
+    radius: Tensor | None
+    shifted_squared_norm: Tensor | None
+    position_sum: Tensor | None
+    context_sum: Tensor | None
+    directions: Directions | None
+    radial: Tensor | None
+    tangential: Tensor | None
+    outward: Tensor | None
+    shifted: Tensor | None
+
+    def __init__(self, keep: Tensor, **found: Any) -> None:
+        self.keep = keep
+        self.__dict__.update(found)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in Reduced.__annotations__:
+            raise AttributeError(f"{name!r} is no reduction; see geomhooks.reductions.Reduced")
+        return None
 
 
 def reduce_plain(

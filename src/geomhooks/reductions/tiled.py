@@ -6,7 +6,6 @@ is done with it; so a few rows are worked on at a time.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,15 +39,16 @@ def reduce_tiled(
         rows = slice(first, first + size)
         before = None
         if known is not None and known.squared_norm is not None and known.ones is not None:
-            before = Reduced(known.keep[rows], known.squared_norm[rows], known.ones[rows])
+            square, ones = known.squared_norm[rows], known.ones[rows]
+            before = Reduced(known.keep[rows], squared_norm=square, ones=ones)
         entered = None if into is None else into[rows]
         given = needs, out[rows], entered, tokens.of_rows(rows), shift, before, position_sum
         parts.append(reduce_plain(*given))
     r = Reduced(torch.cat([part.keep for part in parts]))
-    for field in fields(Reduced):
-        found = [getattr(part, field.name) for part in parts]
-        if field.name not in OVER_TOKENS and found[0] is not None:
-            setattr(r, field.name, torch.cat(found))
+    for name in Reduced.__annotations__:
+        found = [getattr(part, name) for part in parts]
+        if name not in OVER_TOKENS and found[0] is not None:
+            setattr(r, name, torch.cat(found))
     positions = [part.position_sum for part in parts if part.position_sum is not None]
     contexts = [part.context_sum for part in parts if part.context_sum is not None]
     directions = [part.directions for part in parts if part.directions is not None]

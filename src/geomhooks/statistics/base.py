@@ -16,6 +16,7 @@ from geomhooks.tokens import Tokens, TokenStream
 
 if TYPE_CHECKING:
     from geomhooks.reductions import Reduced
+    from geomhooks.two_way import TwoWay
 
 __all__ = ["LAWS", "Reading", "Site", "Statistic"]
 
@@ -157,11 +158,12 @@ class Statistic(ABC):
         """The shared reductions it needs at one site; ``needs`` unless overridden."""
         return self.needs
 
-    def position_sum_target(self, state: Mapping[str, Any]) -> Tensor | None:
-        """A tensor (capacity, d) of the state that the sums by position can be added to straight.
+    def two_way(self, state: Mapping[str, Any]) -> TwoWay | None:
+        """The sums by position and context that are all there is to :meth:`update`, if so.
 
-        They are then not handed out: ``reading.reductions.position_sum`` is None, unless another
-        statistic of the site needs them too. None, unless overridden.
+        The pass over a site's hidden states may then add to them straight: its sums by position,
+        which it does not hand out then (``reading.reductions.position_sum`` is None), or all that
+        there is, and then ``update`` is not called.
         """
         return None
 

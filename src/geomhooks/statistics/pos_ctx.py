@@ -142,10 +142,10 @@ class PosCtx(Statistic):
                 f"max_bytes={self.max_bytes:,}. Lower {lower}; or raise max_bytes."
             )
 
-    def position_sum_target(self, state: Mapping[str, Any]) -> Tensor:
-        """Sums by position are added to the state in the pass that takes them."""
-        total: Tensor = state["sums"]["position_sum"]
-        return total
+    def two_way(self, state: Mapping[str, Any]) -> TwoWay | None:
+        """The sums, unless outer products are taken as well."""
+        sums: TwoWay = state["sums"]
+        return None if self.second_moment else sums
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:
         """Add one forward."""

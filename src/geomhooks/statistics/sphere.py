@@ -108,7 +108,9 @@ class Sphere(Statistic):
         extra = self._chord(reading)
         if reading.site.norm_eps is not None:
             extra |= norm_gaps(reading)
-        reading.carry.setdefault("notes", []).append(Note.of(state, reading, extra))
+        r = reading
+        note = Note(state, r.site, r.tokens, r.shift, r.reductions, extra)
+        r.carry.setdefault("notes", []).append(note)
 
     def _chord(self, reading: Reading) -> dict[str, Tensor]:
         """At the last block, the angle to what came into the first, which is kept until then."""

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Moments
-from geomhooks.reductions import Directions, Reduced
+from geomhooks.native import load
+from geomhooks.reductions import OnePass, Reduced
 from geomhooks.reductions.plain import wide_of
 from geomhooks.statistics.base import Reading, Site
 from geomhooks.tokens import Tokens
@@ -55,27 +57,17 @@ class Note:
         state: the site's accumulators.
         site: where.
         tokens: which entries are real.
-        keep: (B, T) bool, tokens that count.
-        sums: (B, T) each, ``SUMS``; those of the step are None where there is no input.
-        directions: sums of unit vectors.
+        shift: (d,).
+        reduced: the site's reductions.
         extra: (B, T) each, by name: the chord at a last block; gaps at a norm module.
     """
 
     state: Mapping[str, Any]
     site: Site
     tokens: Tokens
-    keep: Tensor
-    sums: list[Tensor | None]
-    directions: Directions
+    shift: Tensor
+    reduced: Reduced
     extra: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any], reading: Reading, extra: dict[str, Tensor]) -> Note:
-        """Put down a reading, without its hidden states."""
-        r = reading.reductions
-        sums = [getattr(r, name) for name in SUMS]
-        assert r.directions is not None
-        return cls(state, reading.site, reading.tokens, r.keep, sums, r.directions, extra)
 
 
 def add_notes(notes: Iterable[Note]) -> None:
@@ -90,16 +82,45 @@ def add_notes(notes: Iterable[Note]) -> None:
         groups.setdefault(key, []).append(note)
     paths: dict[str, Tensor] = {}
     for group in groups.values():
-        add_group(group, paths)
+        native = all(isinstance(note.reduced, OnePass) for note in group)
+        (add_group_native if native else add_group)(group, paths)
+
+
+def add_group_native(group: list[Note], paths: dict[str, Tensor]) -> None:
+    """What :func:`add_group` does, by the compiled loops."""
+    native, tokens, stack = load("notes"), group[0].tokens, group[0].site.stack
+    nowhere = torch.full(tokens.real.shape, float("nan"), dtype=torch.float64)
+    before = paths.setdefault(stack, nowhere)
+    records, kept = np.zeros((len(group), native.NOTE), np.int64), []
+    for note, record in zip(group, records, strict=True):
+        assert isinstance(note.reduced, OnePass)
+        extra = {name: value.contiguous().numpy() for name, value in note.extra.items()}
+        arrays = {
+            name: {field: accumulator.array(field) for field in accumulator.fields}
+            for name, accumulator in note.state.items()
+        }
+        kept.append(extra)
+        native.describe_note(
+            record,
+            note.reduced.address,
+            note.reduced.workers,
+            note.shift.numpy(),
+            note.site,
+            arrays,
+            extra,
+            (BINS, LOW, PER_UNIT),
+        )
+    native.add_notes(tokens.record, records, before.numpy())
 
 
 def add_group(group: list[Note], paths: dict[str, Tensor]) -> None:
     """Add sites of one stack and its tokens; ``paths`` goes from blocks to later blocks."""
     width, tokens = group[0].site.width, group[0].tokens
-    keep = torch.stack([note.keep for note in group])
+    keep = torch.stack([note.reduced.keep for note in group])
     wide = wide_of(keep)
     none = torch.zeros(tokens.real.shape, dtype=wide, device=keep.device)
-    found = [none if one is None else one.to(wide) for note in group for one in note.sums]
+    found = [getattr(note.reduced, name) for note in group for name in SUMS]
+    found = [none if one is None else one.to(wide) for one in found]
     sums = torch.stack(found).view(len(group), len(SUMS), *none.shape).unbind(1)
     norm, ones, radius, radial, tangential, outward = sums
     along = ones / width**0.5
@@ -122,7 +143,8 @@ def add_group(group: list[Note], paths: dict[str, Tensor]) -> None:
         Moments.add_each(some, values, tokens.at, keep[chosen(indices)])
     add_counts(group, keep, radius)
     for note in group:
-        note.state["directions"].add(*note.directions)
+        assert note.reduced.directions is not None
+        note.state["directions"].add(*note.reduced.directions)
 
 
 def column(

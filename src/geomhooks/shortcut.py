@@ -1,0 +1,157 @@
+"""The short way from a hook to the state: one compiled call for all that a site does in a forward.
+
+It is open where a site has been read before and nothing about it is unusual: plain contiguous
+tensors on a CPU, of the type and width that they had, and contexts that one step can hold.
+Elsewhere :meth:`geomhooks.routing.Routing.read` goes the long way, to the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geomhooks.frames import Frame
+from geomhooks.native import load, usable
+from geomhooks.plan import SitePlan
+from geomhooks.reductions import OnePass, workers_for
+from geomhooks.state import SiteState
+from geomhooks.statistics.base import Reading
+from geomhooks.tokens import Tokens
+
+__all__ = ["Shortcut", "Stage"]
+
+# What the call hands out beside what it adds up in the state.
+GIVEN = frozenset(
+    {"squared_norm", "ones", "norm", "radius", "shifted_squared_norm", "directions", "step"}
+)
+
+
+class Stage:
+    """What the sites of one forward have in common.
+
+    Args:
+        tokens: of the forward.
+        plans: what the shared accumulators of the stream said of it.
+        states: the hidden states (B, T, d) of one of the sites.
+    """
+
+    def __init__(self, tokens: Tokens, plans: dict[str, Any], states: Tensor) -> None:
+        self.tokens, self.plans = tokens, plans
+        steps = plans.get("contexts", [None])
+        self.is_open = len(steps) == 1
+        if not self.is_open:
+            return
+        native = load("site")
+        step = None if steps[0] is None else steps[0].arrays
+        self.record = native.TokensRecord(tokens.arrays, tokens.number, step)
+        self.workers = workers_for(states) if tokens.start is not None else 1
+        batch, length = tokens.real.shape
+        self.shape, width = tuple(states.shape), states.shape[2]
+        rows = tokens.number if tokens.segments is not None else batch
+        self.numbers = native.scratch(batch, length, width, self.workers)
+        self.groups = self.workers * (rows + 1) * width
+        found, size = load("sums"), 8 * batch * length
+        self.ones, self.radius = found.ONES * size, found.RADIUS * size
+
+
+class Shortcut:
+    """One site's record for the compiled call.
+
+    Args:
+        site: its plan.
+        state: its state.
+        dtype: of its hidden states, float32 or float64.
+    """
+
+    def __init__(self, site: SitePlan, state: SiteState, dtype: torch.dtype) -> None:
+        native = load("site")
+        taken = [sums for s, held in site.parts if (sums := s.two_way(held)) is not None]
+        self.others = [part for part in site.parts if part[0].two_way(part[1]) is None]
+        self.site, self.dtype = state.site, dtype
+        self.moves = "step" in site.needs and state.site.has_input
+        self.shift: Tensor = state.shift["value"]
+        self._known = state.shift.array("known")
+        self._held = [(a, a.tensors) for a in (state.shift, state.forwards, *taken)]
+        over_tokens = bool(taken) or "directions" in site.needs
+        counter = state.forwards.array("value")
+        self._told = native.describe_site(dtype, state.shift.array("value"), over_tokens, counter)
+        for sums in taken:
+            native.describe_sums(self._told, {name: sums.array(name) for name in sums.fields})
+        self._call, self._call_at = native.CALLED, 8 * native.CALL
+        self._address, self._run = native.address_of(self._told), native.run()
+        self._address_of = native.address_of
+
+    @classmethod
+    def of(cls, site: SitePlan, state: SiteState, hidden: Tensor) -> Shortcut | None:
+        """The short way at a site whose state is there; None where there is none."""
+        wide = hidden.dtype in (torch.float32, torch.float64)
+        if not wide or site.layout is not None or not usable(hidden, state.shift["value"]):
+            return None
+        taken = [s for s, held in site.parts if s.two_way(held) is not None]
+        needed = {n for s, _ in site.parts if s not in taken for n in s.needs_at(state.site)}
+        return cls(site, state, hidden.dtype) if len(taken) < 2 and needed <= GIVEN else None
+
+    def fits(self, tensor: Tensor) -> bool:
+        """A tensor is of the kind that this way was opened for."""
+        return (
+            type(tensor) is Tensor
+            and tensor.dtype is self.dtype
+            and tensor.is_cpu
+            and tensor.is_contiguous()
+            and tensor.ndim == 3
+            and tensor.shape[2] == self.site.width
+        )
+
+    @property
+    def is_open(self) -> bool:
+        """The state is where it was when this way was opened, and its shift is known."""
+        return bool(self._known[0]) and all(a.tensors is held for a, held in self._held)
+
+    def read(
+        self, frame: Frame, stage: Stage, out: Tensor, into: Tensor | None, *, borrowed: bool
+    ) -> Reading | None:
+        """Add one forward, and return what is left to the statistics; None if this way is closed.
+
+        Args:
+            frame: the forward.
+            stage: what its sites have in common.
+            out: the site's tensor, which fits.
+            into: the module's input, or None where the site has none.
+            borrowed: see :meth:`geomhooks.routing.Routing.read`.
+        """
+        shape = out.shape
+        if shape != stage.shape or not stage.is_open:
+            return None
+        entered = ones = radius = 0
+        if into is not None:
+            if not self.fits(into) or into.shape != shape:
+                return None
+            known = None if borrowed else frame.known_of(into, out, self.site.name)
+            if self.moves:
+                entered = into.data_ptr()
+                if type(known) is OnePass:
+                    ones, radius = known.address + stage.ones, known.address + stage.radius
+        numbers, groups = np.empty(stage.numbers), np.empty(stage.groups)
+        self._call.pack_into(
+            self._told,
+            self._call_at,
+            stage.record.address,
+            stage.workers,
+            out.data_ptr(),
+            entered,
+            ones,
+            radius,
+            self._address_of(numbers),
+            self._address_of(groups),
+        )
+        self._run(self._address)
+        found = OnePass(numbers, shape, stage.workers, self.shift, moves=entered != 0)
+        if not borrowed:
+            frame.read(out, found)
+        taps = {"out": out.detach()}
+        if into is not None:
+            taps["in"] = into.detach()
+        return Reading(self.site, taps, stage.tokens, found, self.shift, stage.plans, {})
