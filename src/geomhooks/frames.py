@@ -43,7 +43,7 @@ class Frame:
     call: Call
     stated: Statement
     resolved: dict[Any, tuple[Tokens, dict[str, Any]]] = field(default_factory=dict)
-    stages: dict[str, Any] = field(default_factory=dict)
+    stages: dict[Any, Any] = field(default_factory=dict)
     fired: set[str] = field(default_factory=set)
     carry: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     latest: Latest | None = None

@@ -129,7 +129,11 @@ class Routing:
         """
         frame = self._frames[-1] if self._frames else None
         mine = frame is not None and frame.thread == threading.get_ident()
-        if frame is not None and mine and self._is_short(site, frame, out, into, borrowed=borrowed):
+        if (
+            frame is not None
+            and mine
+            and self._went_short(site, frame, out, into, borrowed=borrowed)
+        ):
             return
         name = site.place.name
         self._refuse_another_thread()
@@ -207,7 +211,7 @@ class Routing:
         elif borrowed:
             own_what_is_carried(frame.carry, [hidden, *taps.values()])
 
-    def _is_short(
+    def _went_short(
         self, site: SitePlan, frame: Frame, out: Any, into: Any, *, borrowed: bool
     ) -> bool:
         """Whether there was nothing to count, or the short way was open, and was gone."""
@@ -218,18 +222,26 @@ class Routing:
             return False
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return False
-        with torch.no_grad(), without_autocast(out.device):
-            state = self._plan.state.sites[name]
-            stage = frame.stages.get(state.stream)
-            if stage is None:
-                stage = Stage(*self._tokens_of(frame, state, out), out)
-                frame.stages[state.stream] = stage
-            entered = into if way.site.has_input else None
-            reading = way.read(frame, stage, out, entered, borrowed=borrowed)
-            if reading is None:
-                return False
-            frame.fired.add(name)
-            update(way.others, frame, reading)
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                return self._go_short(way, frame, out, into, borrowed=borrowed)
+        return self._go_short(way, frame, out, into, borrowed=borrowed)
+
+    def _go_short(
+        self, way: Shortcut, frame: Frame, out: Tensor, into: Any, *, borrowed: bool
+    ) -> bool:
+        key = way.stream, out.shape
+        stage = frame.stages.get(key)
+        if stage is None:
+            state = self._plan.state.sites[way.site.name]
+            resolved = self._tokens_of(frame, state, out)
+            stage = frame.stages[key] = Stage(*resolved, out, len(self._plan.sites))
+        entered = into if way.site.has_input else None
+        reading = way.read(frame, stage, out, entered, borrowed=borrowed)
+        if reading is None:
+            return False
+        frame.fired.add(way.site.name)
+        update(way.others, frame, reading)
         if borrowed:
             own_what_is_carried(frame.carry, reading.taps.values())
         return True

@@ -36,9 +36,10 @@ class Stage:
         tokens: of the forward.
         plans: what the shared accumulators of the stream said of it.
         states: the hidden states (B, T, d) of one of the sites.
+        sites: how many sites there may be.
     """
 
-    def __init__(self, tokens: Tokens, plans: dict[str, Any], states: Tensor) -> None:
+    def __init__(self, tokens: Tokens, plans: dict[str, Any], states: Tensor, sites: int) -> None:
         self.tokens, self.plans = tokens, plans
         steps = plans.get("contexts", [None])
         self.is_open = len(steps) == 1
@@ -49,12 +50,13 @@ class Stage:
         self.record = native.TokensRecord(tokens.arrays, tokens.number, step)
         self.workers = workers_for(states) if tokens.start is not None else 1
         batch, length = tokens.real.shape
-        self.shape, width = tuple(states.shape), states.shape[2]
+        width = states.shape[2]
         rows = tokens.number if tokens.segments is not None else batch
-        self.numbers = native.scratch(batch, length, width, self.workers)
-        self.groups = self.workers * (rows + 1) * width
-        found, size = load("sums"), 8 * batch * length
-        self.ones, self.radius = found.ONES * size, found.RADIUS * size
+        # Memory for all sites, which takes none before it is written to.
+        self.numbers = np.empty((sites, native.scratch(batch, length, width, self.workers)))
+        self.address, self.size = native.address_of(self.numbers), 8 * self.numbers.shape[1]
+        self.groups = np.empty(self.workers * (rows + 1) * width)
+        self.groups_address, self.read = native.address_of(self.groups), 0
 
 
 class Shortcut:
@@ -70,7 +72,7 @@ class Shortcut:
         native = load("site")
         taken = [sums for s, held in site.parts if (sums := s.two_way(held)) is not None]
         self.others = [part for part in site.parts if part[0].two_way(part[1]) is None]
-        self.site, self.dtype = state.site, dtype
+        self.site, self.stream, self.dtype = state.site, state.stream, dtype
         self.moves = "step" in site.needs and state.site.has_input
         self.shift: Tensor = state.shift["value"]
         self._known = state.shift.array("known")
@@ -82,7 +84,6 @@ class Shortcut:
             native.describe_sums(self._told, {name: sums.array(name) for name in sums.fields})
         self._call, self._call_at = native.CALLED, 8 * native.CALL
         self._address, self._run = native.address_of(self._told), native.run()
-        self._address_of = native.address_of
 
     @classmethod
     def of(cls, site: SitePlan, state: SiteState, hidden: Tensor) -> Shortcut | None:
@@ -108,7 +109,10 @@ class Shortcut:
     @property
     def is_open(self) -> bool:
         """The state is where it was when this way was opened, and its shift is known."""
-        return bool(self._known[0]) and all(a.tensors is held for a, held in self._held)
+        for accumulator, held in self._held:
+            if accumulator.tensors is not held:
+                return False
+        return bool(self._known[0])
 
     def read(
         self, frame: Frame, stage: Stage, out: Tensor, into: Tensor | None, *, borrowed: bool
@@ -123,18 +127,18 @@ class Shortcut:
             borrowed: see :meth:`geomhooks.routing.Routing.read`.
         """
         shape = out.shape
-        if shape != stage.shape or not stage.is_open:
+        if not stage.is_open:
             return None
-        entered = ones = radius = 0
+        entered = known_at = 0
         if into is not None:
             if not self.fits(into) or into.shape != shape:
                 return None
             known = None if borrowed else frame.known_of(into, out, self.site.name)
             if self.moves:
                 entered = into.data_ptr()
-                if type(known) is OnePass:
-                    ones, radius = known.address + stage.ones, known.address + stage.radius
-        numbers, groups = np.empty(stage.numbers), np.empty(stage.groups)
+                known_at = known.address if type(known) is OnePass else 0
+        row, stage.read = stage.read, stage.read + 1
+        address = stage.address + row * stage.size
         self._call.pack_into(
             self._told,
             self._call_at,
@@ -142,16 +146,22 @@ class Shortcut:
             stage.workers,
             out.data_ptr(),
             entered,
-            ones,
-            radius,
-            self._address_of(numbers),
-            self._address_of(groups),
+            known_at,
+            address,
+            stage.groups_address,
         )
         self._run(self._address)
-        found = OnePass(numbers, shape, stage.workers, self.shift, moves=entered != 0)
+        found = OnePass(
+            stage.numbers[row],
+            shape,
+            stage.workers,
+            self.shift,
+            moves=entered != 0,
+            address=address,
+        )
         if not borrowed:
             frame.read(out, found)
-        taps = {"out": out.detach()}
+        taps = {"out": out.detach() if out.requires_grad else out}
         if into is not None:
-            taps["in"] = into.detach()
+            taps["in"] = into.detach() if into.requires_grad else into
         return Reading(self.site, taps, stage.tokens, found, self.shift, stage.plans, {})

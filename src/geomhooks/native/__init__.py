@@ -53,10 +53,11 @@ def prepare(tensors: Iterable[Tensor]) -> None:
     """
     found = {t.dtype for t in tensors if t.device.type == "cpu" and t.is_floating_point()}
     if found and installed():
-        sums, site = load("sums"), load("site")
+        sums, site, moves = load("sums"), load("site"), load("moves")
         site.run()
+        moves.run()
         for dtype in {torch.float64 if d == torch.float64 else torch.float32 for d in found}:
-            for loop in (sums.settle, sums.move, site.work):  # the last compiles sums.sums
+            for loop in (sums.settle, moves.work, site.work):  # the last compiles sums.sums
                 loop(dtype)
         load("notes").whole()
         for name in ("adds", "folds", "places"):

@@ -6,7 +6,6 @@ directions; sites are shared out among torch's threads.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -27,11 +26,12 @@ from geomhooks.native.site import (
     START,
     TOKENS,
     address_of,
+    call,
 )
 from geomhooks.native.sums import NORM, ONES, OUTWARD, RADIAL, RADIUS, TANGENTIAL, directions
 from geomhooks.native.threads import address, run_on_threads, team_size, thread_number, threads
 
-__all__ = ["add_notes", "describe_note"]
+__all__ = ["NOTE", "add_notes", "describe_note", "put_down"]
 
 # What the forward tells,
 OF_TOKENS, SITES, NOTES, ANGLES, PATHS, BEFORE, WORKERS, MEASURE, ADD, ALL = range(10)
@@ -54,6 +54,7 @@ MOMENTS = {
     "min": LEAST,
     "max": GREATEST,
 }
+EXTRA = {"chord": CHORD, "sphere_gap": SPHERE_GAP, "plane_gap": PLANE_GAP}
 DIRECTIONS = {"about": ABOUT, "count": NUMBER, "offset": OFFSET, "square": SQUARE}
 
 
@@ -202,10 +203,7 @@ def whole() -> Any:
                 paths[site] = before
         run_on_threads(address(told[ADD]), data, told[WORKERS], 0)
 
-    compiled = numba.cfunc("void(voidptr)", cache=True)(run)
-    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
-    function.kept = compiled  # type: ignore[attr-defined]  # its code lives as long
-    return function
+    return call(run)
 
 
 def add_notes(tokens: Any, notes: Any, before: Any) -> None:
@@ -231,37 +229,17 @@ def add_notes(tokens: Any, notes: Any, before: Any) -> None:
 SERIAL = 1 << 12  # as many tokens are not worth the starting of threads
 
 
-def describe_note(
-    note: Any,
-    numbers: int,
-    parts: int,
-    shift: Any,
-    site: Any,
-    arrays: Mapping[str, Mapping[str, Any]],
-    extra: Mapping[str, Any],
-    bins: Sequence[int],
-) -> None:
-    """Say in a site's record what has been put down there, and where it goes.
+def describe_note(site: Any, arrays: Mapping[str, Mapping[str, Any]], bins: Sequence[int]) -> Any:
+    """A site's record, where :func:`put_down` has still to say what is added.
 
     Args:
-        note: (NOTE,) int64 zeros, is written.
-        numbers: address of what :func:`geomhooks.native.site.scratch` lays out,
-        parts: for how many threads.
-        shift: (d,).
         site: a :class:`geomhooks.statistics.base.Site`.
         arrays: those of its accumulators.
-        extra: further numbers of each token, (B, T) float64.
         bins: number of bins of the histogram, its lower end, and bins per unit.
     """
-    moments = arrays["moments"]
-    note[WIDTH], note[NUMBERS], note[PARTS], note[SHIFT] = (
-        site.width, numbers, parts, address_of(shift)
-    )  # fmt: skip
-    note[HAS_INPUT], note[IS_FIRST] = site.has_input, site.first
+    note, moments = np.zeros(NOTE, np.int64), arrays["moments"]
+    note[WIDTH], note[HAS_INPUT], note[IS_FIRST] = site.width, site.has_input, site.first
     note[HAS_PATH] = site.kind == "block" and site.has_input and site.whole_stack
-    for name, place in (("chord", CHORD), ("sphere_gap", SPHERE_GAP), ("plane_gap", PLANE_GAP)):
-        if name in extra:
-            note[place] = address_of(extra[name])
     note[FEATURES], note[CAPACITY] = moments["count"].shape
     for name, place in MOMENTS.items():
         note[place] = address_of(moments[name])
@@ -270,3 +248,19 @@ def describe_note(
     note[HISTOGRAM] = address_of(arrays["log_radius"]["value"])
     note[LOST] = address_of(arrays["non_finite"]["value"])
     note[BINS], note[LOW], note[PER_UNIT] = bins
+    return note
+
+
+def put_down(note: Any, numbers: int, parts: int, shift: int, extra: Mapping[str, int]) -> None:
+    """Say in a site's record what one forward adds to it.
+
+    Args:
+        note: (NOTE,) int64, is changed.
+        numbers: address of what :func:`geomhooks.native.site.scratch` lays out,
+        parts: for how many threads.
+        shift: address of (d,).
+        extra: addresses of further numbers of each token, (B, T) float64.
+    """
+    note[NUMBERS], note[PARTS], note[SHIFT] = numbers, parts, shift
+    for name, where in extra.items():
+        note[EXTRA[name]] = where

@@ -22,7 +22,16 @@ from geomhooks.native.adds import count_tokens, follow
 from geomhooks.native.sums import AROUND, sums
 from geomhooks.native.threads import address, run_on_threads, team_size, thread_number
 
-__all__ = ["TokensRecord", "address_of", "describe_site", "describe_sums", "run", "scratch", "work"]
+__all__ = [
+    "TokensRecord",
+    "address_of",
+    "call",
+    "describe_site",
+    "describe_sums",
+    "run",
+    "scratch",
+    "work",
+]
 
 # What a forward's tokens tell: numbers, and addresses of arrays.
 (BATCH, LENGTH, COLUMNS, START, BY_ROW, NUMBER, REAL, FIRST, POSITIONS, SEGMENTS, ROWS,
@@ -35,8 +44,8 @@ __all__ = ["TokensRecord", "address_of", "describe_site", "describe_sums", "run"
  CONTEXT_MEAN, KEPT_SUM, KEPT_COUNT, KEPT_ROWS) = range(19)  # fmt: skip
 # and of one forward.
 CALL = 19
-CALLED = struct.Struct("8q")
-(OF_TOKENS, WORKERS, H, Y, IN_ONES, IN_RADIUS, NUMBERS, CONTEXTS, SITE) = range(CALL, CALL + 9)
+CALLED = struct.Struct("7q")
+(OF_TOKENS, WORKERS, H, Y, KNOWN, NUMBERS, CONTEXTS, SITE) = range(CALL, CALL + 8)
 
 
 @cache
@@ -54,8 +63,7 @@ def work(dtype: torch.dtype) -> Any:
         batch, length, width, workers = t[BATCH], t[LENGTH], n[WIDTH], n[WORKERS]
         groups = (batch if t[BY_ROW] else t[NUMBER]) + 1
         tokens, states = (batch, length), (batch, length, width)
-        moves, input_known = n[Y] != 0, n[IN_ONES] != 0
-        known = tokens if input_known else (0, 0)
+        moves, known = n[Y] != 0, (8 if n[KNOWN] else 0, batch, length)
         wide_shift = carray(address(n[SHIFT]), (width,), np.float64)
         shift = wide_shift.astype(kind)
         at_units = n[NUMBERS] + 8 * 8 * batch * length
@@ -72,9 +80,7 @@ def work(dtype: torch.dtype) -> Any:
                 carray(address(n[H]), states, kind),
                 carray(address(n[Y] if moves else n[H]), states, kind),
                 moves,
-                input_known,
-                carray(address(n[IN_ONES]), known, np.float64),
-                carray(address(n[IN_RADIUS]), known, np.float64),
+                carray(address(n[KNOWN]), known, np.float64),
                 carray(address(t[REAL]), tokens, np.bool_),
                 carray(address(t[FIRST]), tokens, np.bool_),
                 shift,
@@ -171,10 +177,15 @@ def run() -> Callable[[int], None]:
             carray(address(n[KEPT_COUNT]), (n[KEPT_ROWS],), np.int64),
         )
 
-    compiled = numba.cfunc("void(voidptr)", cache=True)(whole)
-    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
-    function.kept = compiled  # its code lives as long
-    return function
+    return call(whole)
+
+
+def call(function: Callable[[Any], None]) -> Callable[[int], None]:
+    """Compile what is given one address, to be called from Python, which may go on meanwhile."""
+    compiled = numba.cfunc("void(voidptr)", cache=True)(function)
+    entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
+    entry.kept = compiled  # type: ignore[attr-defined]  # its code lives as long
+    return entry
 
 
 def address_of(array: Any) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from geomhooks.native.compiling import compiled, for_types
 
-__all__ = ["FOUND", "KINDS", "directions", "move", "settle", "sums"]
+__all__ = ["FOUND", "KINDS", "directions", "of_move", "of_state", "put_move", "settle", "sums"]
 
 ROWS = 128
 KINDS = 2  # directions are taken of centred states, and of states as they are
@@ -23,6 +23,7 @@ FOUND = (
     "squared_norm", "ones", "shifted_squared_norm", "norm", "radius",
     "radial", "tangential", "outward",
 )  # fmt: skip
+CLOSE = 1e-6  # |h|^2 is |y|^2 + 2 <u, y> + |u|^2, unless it is so much less that digits are lost
 SQUARE, ONES, AROUND, NORM, RADIUS, RADIAL, TANGENTIAL, OUTWARD = range(len(FOUND))
 
 
@@ -52,19 +53,17 @@ def of_move(row, before):
 
 
 @compiled()
-def of_both(row, before, shift):
-    """The sums of a state and of its move, in one go."""
-    ones = square = along = move_ones = move_dot = move_square = 0.0
+def of_step(row, before, shift):
+    """<h, 1> and <h, shift> of a state, <u, y> and |u|^2 of its move u = h - y, in one go."""
+    ones = along = dot = square = 0.0
     for j in range(row.shape[0]):
         h, y = np.float64(row[j]), np.float64(before[j])
         ones += h
-        square += h * h
         along += h * shift[j]
         u = h - y
-        move_ones += u
-        move_dot += u * y
-        move_square += u * u
-    return ones, square, along, move_ones, move_dot, move_square
+        dot += u * y
+        square += u * u
+    return ones, along, dot, square
 
 
 @compiled()
@@ -111,8 +110,8 @@ def put_move(found, b, t, width, ones, dot, square, in_ones, in_radius):
 
 @compiled()
 def measure(
-    h, y, moves, input_known, in_ones, in_radius, real, first, wide_shift, about_shift, limit,
-    b, lo, hi, offset, counts, weights, found, keep, tallies,
+    h, y, moves, known, real, first, wide_shift, about_shift, limit, b, lo, hi, offset,
+    counts, weights, found, keep, tallies,
 ):  # fmt: skip
     """Sums over the entries of one piece's tokens, which of them count, and what they weigh."""
     width = h.shape[2]
@@ -124,13 +123,17 @@ def measure(
     for t in range(lo, hi):
         row, before = h[b, t - offset], y[b, t - offset]
         if moves:
-            ones, square, along, move_ones, move_dot, move_square = of_both(row, before, wide_shift)
-            if input_known:
-                y_ones, y_radius = in_ones[b, t], in_radius[b, t]
+            # What was left out where it was read before is written down as 0.
+            if known.shape[0] and known[SQUARE, b, t] > 0:
+                y_square, y_ones = known[SQUARE, b, t], known[ONES, b, t]
             else:
                 y_ones, y_square, _ = of_state(before, wide_shift)
-                y_radius = math.sqrt(max(y_square - y_ones * y_ones / width, 0.0))
-            put_move(found, b, t, width, move_ones, move_dot, move_square, y_ones, y_radius)
+            ones, along, dot, move_square = of_step(row, before, wide_shift)
+            square = y_square + 2 * dot + move_square
+            if not square > CLOSE * y_square:  # of which NaN is one
+                ones, square, along = of_state(row, wide_shift)
+            y_radius = math.sqrt(max(y_square - y_ones * y_ones / width, 0.0))
+            put_move(found, b, t, width, ones - y_ones, dot, move_square, y_ones, y_radius)
         else:
             ones, square, along = of_state(row, wide_shift)
         counted = real[b, t] and square <= limit  # which NaN is not
@@ -194,7 +197,7 @@ def add_row(small, large):
 
 
 SIGNATURE = (
-    "void({0}[:,:,::1], {0}[:,:,::1], b1, b1, f8[:,:], f8[:,:], b1[:,:], b1[:,:], {0}[::1],"
+    "void({0}[:,:,::1], {0}[:,:,::1], b1, f8[:,:,:], b1[:,:], b1[:,:], {0}[::1],"
     "f8[::1], f8, i8, i8, i8,"
     "b1, i8, i8[:,:], b1, i8[:,:], b1, f8[:,:,::1], b1[:,::1], f8[:,::1], f8[:,::1],"
     "f8[:,:,::1], f8[:,:,::1])"
@@ -203,9 +206,8 @@ SIGNATURE = (
 
 @for_types(SIGNATURE)
 def sums(
-    h, y, moves, input_known, in_ones, in_radius, real, first, shift, wide_shift, limit,
-    begin, end, offset, columns, start, positions, by_row, segments, over_tokens,
-    found, keep, by_position, by_context, units, tallies,
+    h, y, moves, known, real, first, shift, wide_shift, limit, begin, end, offset, columns, start,
+    positions, by_row, segments, over_tokens, found, keep, by_position, by_context, units, tallies,
 ):  # fmt: skip
     """Add the columns from ``begin`` to ``end`` of a hidden state to the sums.
 
@@ -213,9 +215,7 @@ def sums(
         h: (B, C, d) hidden states, of which column 0 is number ``offset`` of the forward's T.
         y: (B, C, d) the block's input; anything, where ``moves`` is False.
         moves: the sums of h - y are wanted.
-        input_known: those of y alone need not be taken.
-        in_ones: (B, T) sum of the entries of y, where known.
-        in_radius: (B, T) |y - m 1|, where known.
+        known: (8, B, T) what was found of y as the state of another site, or (0, 0, 0).
         real: (B, T) tokens that count if they are finite.
         first: (B, T) tokens at position 0.
         shift: (d,) what states are taken about.
@@ -250,7 +250,8 @@ def sums(
     )
     counts = np.zeros(ROWS, np.bool_)
     weights = np.zeros((KINDS, ROWS), shift.dtype)
-    position = np.zeros((ROWS, width), shift.dtype)
+    # Four tokens are added at a time, also beyond the last.
+    position = np.zeros((min(ROWS, end - begin + 3), width), shift.dtype)
     context, centred, raw = (
         np.zeros(width, shift.dtype), np.zeros(width, shift.dtype), np.zeros(width, shift.dtype)
     )  # fmt: skip
@@ -258,8 +259,8 @@ def sums(
         hi = min(lo + ROWS, end)
         for b in range(batch):
             measure(
-                h, y, moves, input_known, in_ones, in_radius, real, first, wide_shift, about_shift,
-                limit, b, lo, hi, offset, counts, weights, found, keep, tallies,
+                h, y, moves, known, real, first, wide_shift, about_shift, limit, b, lo, hi, offset,
+                counts, weights, found, keep, tallies,
             )  # fmt: skip
             if not over_tokens:
                 continue
@@ -330,23 +331,6 @@ def directions(units, tallies, shift, about, count, offset, square):
             if kind == 0:
                 total -= total.mean()
             offset[kind, group] = total + line * vector
-
-
-MOVE = "void({0}[:,:,::1], {0}[:,:,::1], i8, i8, i8, f8[:,:,::1])"
-
-
-@for_types(MOVE)
-def move(h, y, begin, end, offset, found):
-    """The moves h - y alone; arguments as in :func:`sums`."""
-    width = h.shape[2]
-    nothing = np.zeros(width)
-    for b in range(h.shape[0]):
-        for t in range(begin, end):
-            row, before = h[b, t - offset], y[b, t - offset]
-            ones, dot, square = of_move(row, before)
-            in_ones, in_square, _ = of_state(before, nothing)
-            in_radius = math.sqrt(max(in_square - in_ones * in_ones / width, 0.0))
-            put_move(found, b, t, width, ones, dot, square, in_ones, in_radius)
 
 
 SETTLE = "void({0}[:,:,::1], i8[::1], b1[::1], f8[::1], b1[::1])"

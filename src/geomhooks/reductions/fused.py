@@ -6,7 +6,6 @@ Half-precision states are widened a piece at a time; others are shared out among
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +35,7 @@ class OnePass(Reduced):
         shift: (d,).
         moves: the block's input was there.
         groups: (M, d) sums by context, or None where they are gone.
+        address: where the numbers are.
     """
 
     def __init__(
@@ -47,20 +47,17 @@ class OnePass(Reduced):
         *,
         moves: bool,
         groups: Any = None,
+        address: int = 0,
     ) -> None:
-        self._parts = numbers, shape, workers, shift, moves, groups
+        self._parts = numbers, shape, shift, moves, groups
+        self.workers = workers
+        self.address = address or load("site").address_of(numbers)
 
     @property
-    def workers(self) -> int:
-        """For how many threads the numbers are laid out."""
-        found: int = self._parts[2]
-        return found
-
-    @cached_property
-    def address(self) -> int:
-        """Where the numbers are."""
-        found: int = load("site").address_of(self._parts[0])
-        return found
+    def found(self) -> Any:
+        """(8, B, T) what the entries of each token add up to."""
+        numbers, (batch, length, _), *_ = self._parts
+        return numbers[: 8 * batch * length].reshape(8, batch, length)
 
     def __getattr__(self, name: str) -> Any:
         super().__getattr__(name)  # which raises, should it be no reduction
@@ -68,13 +65,12 @@ class OnePass(Reduced):
         return found
 
     def _find(self, name: str) -> Any:
-        numbers, (batch, length, width), workers, shift, moves, groups = self._parts
-        native, tokens = load("sums"), batch * length
+        numbers, (batch, length, width), shift, moves, groups = self._parts
+        native, tokens, workers = load("sums"), batch * length, self.workers
         tallies = 8 * tokens + 4 * workers * width
         keep = tallies + 12 * workers
         if name in native.FOUND and (moves or name not in MOVES):
-            at = native.FOUND.index(name) * tokens
-            return torch.from_numpy(numbers[at : at + tokens].reshape(batch, length))
+            return torch.from_numpy(self.found[native.FOUND.index(name)])
         if name == "keep":
             flags = numbers[keep:].view(np.bool_)[:tokens]
             return torch.from_numpy(flags.reshape(batch, length))
@@ -155,9 +151,8 @@ def _all_at_once(
     native.describe_sums(told, {"position_sum": target.numpy()})
     told[native.OF_TOKENS], told[native.WORKERS] = where.address, workers
     told[native.H : native.H + len(states)] = [state.data_ptr() for state in states]
-    sums = known_sums(known)
-    if sums is not None and into is not None:
-        told[native.IN_ONES], told[native.IN_RADIUS] = (s.data_ptr() for s in sums)
+    if isinstance(known, OnePass):
+        told[native.KNOWN] = known.address
     told[native.NUMBERS], told[native.CONTEXTS] = map(native.address_of, (numbers, groups))
     native.run()(native.address_of(told))
 
@@ -181,14 +176,16 @@ def _in_pieces(
     batch, length, width = out.shape
     found, rest = np.split(numbers, [8 * batch * length])
     units, tallies, keep = np.split(rest, [4 * width, 4 * width + 12])
-    sums = known_sums(known) or (torch.empty((0, 0), dtype=torch.float64),) * 2
+    found_of_input = np.empty((0, 0, 0))
+    if isinstance(known, OnePass):
+        found_of_input = known.found
     real, first, columns, _, positions, by_row, segments, _ = tokens.arrays
     wide, narrow = shift.numpy(), shift.to(dtype).numpy()
     numbers[8 * batch * length :] = 0
     for begin, end, h, y in _pieces(out, out if into is None else into, dtype):
         loop(
-            h, y, into is not None, known_sums(known) is not None, *(s.numpy() for s in sums),
-            real, first, narrow, wide, torch.finfo(dtype).max, begin, end, begin, columns, start,
+            h, y, into is not None, found_of_input, real, first, narrow, wide,
+            torch.finfo(dtype).max, begin, end, begin, columns, start,
             positions, by_row, segments, over_tokens, found.reshape(8, batch, length),
             keep.view(np.bool_)[: batch * length].reshape(batch, length), target.numpy(),
             groups[0], units.reshape(2, 2, width), tallies.reshape(2, 2, 3),
@@ -197,21 +194,18 @@ def _in_pieces(
         groups[0, :-1] = gather_rows(torch.from_numpy(groups[0, :-1]), tokens).numpy()
 
 
-def known_sums(known: Reduced | None) -> tuple[Tensor, Tensor] | None:
-    """Sum of the entries and radius of a block's input, where it was read before."""
-    if known is None or known.ones is None or known.radius is None:
-        return None
-    return known.ones.double().contiguous(), known.radius.double().contiguous()
-
-
 def reduce_move_fused(out: Tensor, into: Tensor) -> Reduced:
     """The reductions of the move from ``into`` to ``out`` (B, T, d) alone, for all tokens."""
-    native = load("sums")
+    native = load("moves")
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     found = np.empty((8, *out.shape[:2]))
-    for begin, end, h, y in _pieces(out, into, dtype):
-        native.move(dtype)(h, y, begin, end, begin, found)
-    sums = dict(zip(native.FOUND, torch.from_numpy(found).unbind(), strict=True))
+    if out.dtype == into.dtype == dtype:
+        states = out.contiguous().numpy(), into.contiguous().numpy()
+        native.run_moves(dtype, *states, found, workers_for(out))
+    else:
+        for begin, end, h, y in _pieces(out, into, dtype):
+            native.move(dtype)(h, y, begin, end, begin, found)
+    sums = dict(zip(load("sums").FOUND, torch.from_numpy(found).unbind(), strict=True))
     keep = torch.ones(out.shape[:2], dtype=torch.bool)
     return Reduced(keep, **{name: sums[name] for name in MOVES})
 

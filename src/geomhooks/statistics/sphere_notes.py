@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Moments
+from geomhooks.accumulators import Accumulator, Moments
 from geomhooks.native import load
 from geomhooks.reductions import OnePass, Reduced
 from geomhooks.reductions.plain import wide_of
@@ -91,26 +92,30 @@ def add_group_native(group: list[Note], paths: dict[str, Tensor]) -> None:
     native, tokens, stack = load("notes"), group[0].tokens, group[0].site.stack
     nowhere = torch.full(tokens.real.shape, float("nan"), dtype=torch.float64)
     before = paths.setdefault(stack, nowhere)
-    records, kept = np.zeros((len(group), native.NOTE), np.int64), []
-    for note, record in zip(group, records, strict=True):
-        assert isinstance(note.reduced, OnePass)
-        extra = {name: value.contiguous().numpy() for name, value in note.extra.items()}
-        arrays = {
-            name: {field: accumulator.array(field) for field in accumulator.fields}
-            for name, accumulator in note.state.items()
-        }
-        kept.append(extra)
-        native.describe_note(
-            record,
-            note.reduced.address,
-            note.reduced.workers,
-            note.shift.numpy(),
-            note.site,
-            arrays,
-            extra,
-            (BINS, LOW, PER_UNIT),
-        )
+    records = np.empty((len(group), native.NOTE), np.int64)
+    extras = [{n: v.contiguous() for n, v in note.extra.items()} for note in group]
+    for note, record, extra in zip(group, records, extras, strict=True):
+        found = note.reduced
+        assert isinstance(found, OnePass)
+        record[:] = record_of(note)
+        addresses = {name: value.data_ptr() for name, value in extra.items()}
+        native.put_down(record, found.address, found.workers, note.shift.data_ptr(), addresses)
     native.add_notes(tokens.record, records, before.numpy())
+
+
+# Where the compiled loop finds the state of a site, and what tells that it is there no more.
+_records: WeakKeyDictionary[Accumulator, tuple[list[Any], Any]] = WeakKeyDictionary()
+
+
+def record_of(note: Note) -> Any:
+    """The record of a site, written down once."""
+    known = _records.get(note.state["moments"])
+    held = list(note.state.values())
+    if known is None or any(a.tensors is not t for a, t in zip(held, known[0], strict=True)):
+        arrays = {n: {f: a.array(f) for f in a.fields} for n, a in note.state.items()}
+        record = load("notes").describe_note(note.site, arrays, (BINS, LOW, PER_UNIT))
+        known = _records[note.state["moments"]] = [a.tensors for a in held], record
+    return known[1]
 
 
 def add_group(group: list[Note], paths: dict[str, Tensor]) -> None:
