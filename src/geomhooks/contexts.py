@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 __all__ = ["Contexts", "Fold", "MergePlan", "Step"]
 
 
+# What the compiled loop of `Contexts.observe` changes.
+OBSERVED = (
+    *("open_key", "open_priority", "open_cells", "open_group"),
+    *("kept_key", "kept_priority", "kept_cells", "kept_group"),
+    *("design", "covered", "averaged", "closed", "split", "time"),
+)
+
+
 @dataclass(frozen=True)
 class Fold:
     """Which open contexts are closed, and how their sums S_c enter R = sum_c W_c S_c / n_c.
@@ -191,13 +199,16 @@ class Contexts(Accumulator):
             self.reach = self.positions
         else:
             self.reach = min(max(self.reach, tokens.start + tokens.length), self.positions)
+        number, size = tokens.number, self.open.capacity
+        parts = [slice(first, min(first + size, number)) for first in range(0, number, size)]
+        if usable(tokens.real, tokens.keys, self["design"]):
+            counted = np.zeros((number, self.positions), np.int32)
+            real, _, *where = tokens.arrays
+            load("folds").cover(real, *where, counted, self.array("position_count"))
+            return [self._step_native(tokens, counted[rows], rows) for rows in parts]
         cells = tokens.cells(self.positions)
         self["position_count"].add_(cells.sum(0))
-        number, size = tokens.number, self.open.capacity
-        return [
-            self._step(tokens, cells[first : first + size], slice(first, min(first + size, number)))
-            for first in range(0, number, size)
-        ]
+        return [self._step(tokens, cells[rows], rows) for rows in parts]
 
     def _step(self, tokens: Tokens, cells: Tensor, rows: slice) -> Step:
         self["time"].add_(1)
@@ -211,6 +222,33 @@ class Contexts(Accumulator):
             fold = self._fold(placement.slot, before[placement.slot], closing, tokens.interval)
         group = torch.where(placement.fresh, tokens.groups[rows], 0)
         self.open.write(placement, cells=cells, group=group)
+        return Step(rows, fold, placement)
+
+    def _step_native(self, tokens: Tokens, cells: Any, rows: slice) -> Step:
+        """What :meth:`_step` does, in one compiled loop."""
+        number, interval = len(cells), tokens.interval
+        slot, fresh = np.empty(number, np.int64), np.empty(number, np.bool_)
+        kept_slot, kept_fresh = np.empty(number, np.int64), np.empty(number, np.bool_)
+        weight, ends = np.empty(number), np.empty((number if interval else 0, 2), np.int64)
+        edges = np.zeros((self.reach + 1, 0 if interval else number))
+        keys, groups = (t[rows].contiguous().numpy() for t in (tokens.keys, tokens.groups))
+        load("folds").observe(
+            *(cells, keys, groups, tokens.continues, interval, self.reach),
+            *(self.array(name) for name in OBSERVED),
+            *(slot, fresh, weight, ends, edges, kept_slot, kept_fresh),
+        )
+        placement = Placement(torch.from_numpy(slot), torch.from_numpy(fresh))
+        fold = None
+        if not tokens.continues:
+            kept = Placement(torch.from_numpy(kept_slot), torch.from_numpy(kept_fresh))
+            weights, last, touched = map(torch.from_numpy, (weight, ends, edges))
+            fold = Fold(
+                placement.slot,
+                weights,
+                last if interval else None,
+                None if interval else touched,
+                kept,
+            )
         return Step(rows, fold, placement)
 
     def _fold(self, slot: Tensor, key: Tensor, closing: Tensor, interval: bool) -> Fold:

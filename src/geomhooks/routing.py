@@ -128,13 +128,12 @@ class Routing:
             borrowed: the tensors' memory is good for the time of this call only.
         """
         frame = self._frames[-1] if self._frames else None
-        mine = frame is not None and frame.thread == threading.get_ident()
-        if (
-            frame is not None
-            and mine
-            and self._went_short(site, frame, out, into, borrowed=borrowed)
-        ):
-            return
+        if frame is not None and frame.thread == threading.get_ident():
+            if not frame.counts:
+                return
+            way = site.shortcut
+            if way and self._went_short(way, frame, out, into, borrowed):
+                return
         name = site.place.name
         self._refuse_another_thread()
         alone = frame is None  # called by itself, outside of any call that opens a stream
@@ -211,25 +210,13 @@ class Routing:
         elif borrowed:
             own_what_is_carried(frame.carry, [hidden, *taps.values()])
 
-    def _went_short(
-        self, site: SitePlan, frame: Frame, out: Any, into: Any, *, borrowed: bool
-    ) -> bool:
-        """Whether there was nothing to count, or the short way was open, and was gone."""
-        if not frame.counts:
-            return True
-        way, name = site.shortcut, site.place.name
-        if not way or name in frame.fired or not way.is_open or not way.fits(out):
-            return False
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+    def _went_short(self, way: Shortcut, frame: Frame, out: Any, into: Any, borrowed: bool) -> bool:
+        """Go the short way, where it is open."""
+        if not way.is_open or not way.fits(out) or way.site.name in frame.fired:
             return False
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                return self._go_short(way, frame, out, into, borrowed=borrowed)
-        return self._go_short(way, frame, out, into, borrowed=borrowed)
-
-    def _go_short(
-        self, way: Shortcut, frame: Frame, out: Tensor, into: Any, *, borrowed: bool
-    ) -> bool:
+                return self._went_short(way, frame, out, into, borrowed)
         key = way.stream, out.shape
         stage = frame.stages.get(key)
         if stage is None:
@@ -237,13 +224,14 @@ class Routing:
             resolved = self._tokens_of(frame, state, out)
             stage = frame.stages[key] = Stage(*resolved, out, len(self._plan.sites))
         entered = into if way.site.has_input else None
-        reading = way.read(frame, stage, out, entered, borrowed=borrowed)
+        reading = way.read(frame, stage, out, entered, borrowed)
         if reading is None:
             return False
         frame.fired.add(way.site.name)
-        update(way.others, frame, reading)
-        if borrowed:
-            own_what_is_carried(frame.carry, reading.taps.values())
+        if way.others:
+            update(way.others, frame, reading)
+            if borrowed:
+                own_what_is_carried(frame.carry, reading.taps.values())
         return True
 
     def _tokens_of(

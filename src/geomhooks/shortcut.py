@@ -29,6 +29,9 @@ GIVEN = frozenset(
 )
 
 
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+
 class Stage:
     """What the sites of one forward have in common.
 
@@ -99,6 +102,7 @@ class Shortcut:
         """A tensor is of the kind that this way was opened for."""
         return (
             type(tensor) is Tensor
+            and not is_wrapped(tensor)
             and tensor.dtype is self.dtype
             and tensor.is_cpu
             and tensor.is_contiguous()
@@ -115,7 +119,7 @@ class Shortcut:
         return bool(self._known[0])
 
     def read(
-        self, frame: Frame, stage: Stage, out: Tensor, into: Tensor | None, *, borrowed: bool
+        self, frame: Frame, stage: Stage, out: Tensor, into: Tensor | None, borrowed: bool
     ) -> Reading | None:
         """Add one forward, and return what is left to the statistics; None if this way is closed.
 

@@ -37,7 +37,7 @@ class TokenArrays(NamedTuple):
         first: (B, T) bool.
         columns: positions are columns, from ``start`` on.
         start: position of column 0.
-        positions: (B, T) int64.
+        positions: (B, T) int64 where they are not.
         by_row: a row is in one context.
         segments: (B, T) int64 where it is not.
         rows: (B,) int64, the context of each row where it is.
@@ -68,8 +68,6 @@ class Tokens:
         token_groups: (B, T) labels, or None.
         capacity: how many positions there are room for.
         first: (B, T) bool, tokens at position 0.
-        sample: (S,) some of the real tokens, as indices into the flattened (B, T).
-        any_real: () bool, there are real tokens to sample from.
         continues: every context was open before; nothing has to be closed.
         interval: every context covers an interval of positions for certain.
         last: (B,) the context that each row ended with, or None where the user states contexts.
@@ -86,8 +84,6 @@ class Tokens:
     token_groups: Tensor | None = None
     capacity: int = 0
     first: Tensor = field(init=False)
-    sample: Tensor = field(init=False)
-    any_real: Tensor = field(init=False)
     continues: bool = False
     interval: bool = False
     last: Tensor | None = None
@@ -96,16 +92,19 @@ class Tokens:
     @cached_property
     def arrays(self) -> TokenArrays:
         """What compiled loops on the CPU are told of the tokens."""
-        positions = np.ascontiguousarray(self.positions.numpy())
-        segments = self.segments
+        columns, segments, unused = (
+            self.start is not None,
+            self.segments,
+            np.empty((1, 0), np.int64),
+        )
         return TokenArrays(
             np.ascontiguousarray(self.real.numpy()),
             np.ascontiguousarray(self.first.numpy()),
-            self.start is not None,
+            columns,
             self.start or 0,
-            positions,
+            unused if columns else np.ascontiguousarray(self.positions.numpy()),
             segments is None,
-            positions if segments is None else np.ascontiguousarray(segments.numpy()),
+            unused if segments is None else np.ascontiguousarray(segments.numpy()),
             np.arange(len(self.real)) if self.rows is None else self.rows.numpy(),
         )
 
@@ -114,14 +113,19 @@ class Tokens:
         """Where these arrays are, as compiled loops are told; without what contexts do."""
         return load("site").TokensRecord(self.arrays, self.number)
 
-    def spread_sample(self) -> None:
-        """Choose tokens evenly among those that are real."""
+    @cached_property
+    def any_real(self) -> Tensor:
+        """() bool, there are real tokens to sample from."""
+        return self.real.any()
+
+    @cached_property
+    def sample(self) -> Tensor:
+        """(S,) some of the real tokens, evenly chosen, as indices into the flattened (B, T)."""
         rank = self.real.reshape(-1).cumsum(0)
-        self.any_real = rank[-1] > 0
         # From the middle of each part, which rows' first tokens, often outliers, seldom are.
         part = (torch.arange(SAMPLE, device=rank.device) + 0.5) / SAMPLE
         wanted = (part * rank[-1]).to(torch.int64) + 1
-        self.sample = torch.searchsorted(rank, wanted).clamp(max=len(rank) - 1)
+        return torch.searchsorted(rank, wanted).clamp(max=len(rank) - 1)
 
     @property
     def number(self) -> int:
@@ -179,8 +183,8 @@ class Tokens:
 
     def forget_arrays(self) -> None:
         """A copy is about to have other tensors."""
-        self.__dict__.pop("arrays", None)
-        self.__dict__.pop("record", None)
+        for name in ("arrays", "record", "any_real", "sample"):
+            self.__dict__.pop(name, None)
 
     def of_rows(self, rows: slice) -> Tokens:
         """The tokens of some rows; each row a context, where rows are in one context."""
@@ -200,6 +204,24 @@ class Tokens:
             if isinstance(value, Tensor):
                 setattr(moved, name, value.to(device))
         return moved
+
+
+class Columns(NamedTuple):
+    """What is the same in all forwards of one shape whose positions are the columns from one on.
+
+    Attributes:
+        ones: (B, T) bool, True.
+        positions: (B, T) int64.
+        first: (B, T) bool, position 0.
+        census: what such a forward without any mask adds to the census, and
+        masked: each entry that is masked.
+    """
+
+    ones: Tensor
+    positions: Tensor
+    first: Tensor
+    census: Tensor
+    masked: Tensor
 
 
 CENSUS = ("forwards", "entries", "real", "masked", "beyond", "crowded")
@@ -226,6 +248,7 @@ class TokenStream:
     census: Sum = field(init=False)
     next_key: Sum = field(init=False)
     running: list[Running] = field(init=False, default_factory=list)
+    _columns: dict[Any, Columns] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.census = Sum((len(CENSUS),), torch.int64)
@@ -264,9 +287,10 @@ class TokenStream:
         before = self._gone_before(call, stated)
         if call.past == UNTOLD:
             call = replace(call, past=before.end if before is not None else 0)
-        real, masked = self._real(call, stated, batch, length, device)
-        positions, start = self._positions(call, stated, batch, length, device)
-        ones = torch.ones((batch, length), dtype=torch.bool, device=device)
+        stating, start = self._positions(call, stated, batch, length, device)
+        known = self._columns_from(start or 0, batch, length, device)
+        positions = known.positions if stating is None else stating
+        real, masked = self._real(call, stated, known.ones)
         if call.rule == "ids" and start is None and call.pad is not None and call.ids is not None:
             real, masked = real & (call.ids.to(device) != call.pad), True
         excluded = real
@@ -282,43 +306,58 @@ class TokenStream:
             excluded, masked = excluded & ~torch.isin(call.ids.to(device), drop), True
         if self.skip:
             excluded = excluded & (positions >= self.skip)
-        within = (positions < self.positions) & (positions >= 0)
-        counted = excluded & within
+        inside = start is not None and 0 <= start <= self.positions - length
+        counted, within = excluded, known.ones
+        if not inside:
+            within = (positions < self.positions) & (positions >= 0)
+            counted = excluded & within
 
         tokens = self._contexts(call, stated, before, counted, positions, start)
         tokens.end = self._on(call.past, device) + length
         tokens.interval = (
             start is not None and not masked and tokens.rows is None and tokens.segments is None
         )
-        crowded = ones.new_zeros((), dtype=torch.int64)
+        crowded = None
         if tokens.segments is not None:
             room = tokens.segments < tokens.number
             crowded = (tokens.real & ~room).sum()
             tokens.real = tokens.real & room
-        tokens.positions = positions.clamp(0, self.positions - 1)
-        tokens.first = tokens.positions == 0
-        if start is not None and start + length > self.positions:
+        tokens.first = known.first
+        if not inside:
             # Columns beyond the capacity have no row to go to: their index is clamped, not sliced.
             tokens.start = None
-        tokens.spread_sample()
-        entry = ones.new_zeros((), dtype=torch.int64)
-        self.census.add(
-            torch.stack(
-                [
-                    entry + 1,
-                    entry + batch * length,
-                    tokens.real.sum(),
-                    (~excluded).sum(),
-                    (excluded & ~within).sum(),
-                    crowded,
-                ]
-            )
-        )
+            tokens.positions = positions.clamp(0, self.positions - 1)
+            tokens.first = tokens.positions == 0
+        census = known.census
+        if inside and crowded is None:
+            if masked or self.skip:
+                census = census + (~excluded).sum() * known.masked
+        else:
+            none = census.new_zeros(())
+            number = [none + 1, none + batch * length, tokens.real.sum(), (~excluded).sum()]
+            beyond = (excluded & ~within).sum()
+            census = torch.stack([*number, beyond, none if crowded is None else crowded])
+        self.census.value.add_(census)
         return tokens
 
-    def _real(
-        self, call: Call, stated: Statement, batch: int, length: int, device: torch.device
-    ) -> tuple[Tensor, bool]:
+    def _columns_from(self, start: int, batch: int, length: int, device: torch.device) -> Columns:
+        """What is known of positions that are columns; kept for the forwards to come."""
+        key = start, batch, length, device
+        if key not in self._columns:
+            if len(self._columns) == REMEMBERED:
+                self._columns.clear()
+            with torch.inference_mode(False):
+                column = torch.arange(start, start + length, device=device).expand(batch, length)
+                number = batch * length
+                census = torch.tensor([1, number, number, 0, 0, 0], device=device)
+                ones = torch.ones((batch, length), dtype=torch.bool, device=device)
+                masked = torch.tensor([0, 0, -1, 1, 0, 0], device=device)
+                self._columns[key] = Columns(ones, column, column == 0, census, masked)
+        return self._columns[key]
+
+    def _real(self, call: Call, stated: Statement, ones: Tensor) -> tuple[Tensor, bool]:
+        """Which entries are real, and whether something says that some are not."""
+        (batch, length), device = ones.shape, ones.device
         mask = stated.mask if stated.mask is not None else call.mask
         square = call.square_mask
         if mask is None and square is not None and len(square) == batch:
@@ -327,13 +366,13 @@ class TokenStream:
             elif square.shape[2] == length:
                 return self._own_keys(square.to(device), call.past), True
         if mask is None:
-            return torch.ones((batch, length), dtype=torch.bool, device=device), False
+            return ones, False
         mask = mask.to(device)
         if mask.ndim == 1 and len(mask) == batch * length:
             mask = mask.view(batch, length)
         own = stated.mask is None
         if own and not call.text and mask.shape != (batch, length):
-            return torch.ones((batch, length), dtype=torch.bool, device=device), False
+            return ones, False
         if mask.ndim != 2 or mask.shape[0] != batch or mask.shape[1] < length:
             raise TokensError(
                 f"the mask of the stream {self.name!r} has shape {tuple(mask.shape)}, the hidden "
@@ -353,9 +392,8 @@ class TokenStream:
 
     def _positions(
         self, call: Call, stated: Statement, batch: int, length: int, device: torch.device
-    ) -> tuple[Tensor, int | None]:
-        """Positions (B, T), and where every row starts if they are consecutive columns."""
-        column = torch.arange(length, device=device).expand(batch, length)
+    ) -> tuple[Tensor | None, int | None]:
+        """Positions (B, T); or, if they are consecutive columns for certain, where rows start."""
         positions = stated.positions if stated.positions is not None else call.positions
         if positions is not None:
             positions = positions.to(device)
@@ -378,7 +416,8 @@ class TokenStream:
             counted = call.ids.ne(-1 if call.pad is None else call.pad).to(device, torch.int64)
             return counted.cumsum(1) - 1 + self._on(call.past, device), None
         if isinstance(call.past, int):
-            return column + call.past, call.past
+            return None, call.past
+        column = torch.arange(length, device=device).expand(batch, length)
         return column + self._on(call.past, device), None
 
     @staticmethod

@@ -31,7 +31,7 @@ from geomhooks.native.site import (
 from geomhooks.native.sums import NORM, ONES, OUTWARD, RADIAL, RADIUS, TANGENTIAL, directions
 from geomhooks.native.threads import address, run_on_threads, team_size, thread_number, threads
 
-__all__ = ["NOTE", "add_notes", "describe_note", "put_down"]
+__all__ = ["EXTRA", "NUMBERS", "PARTS", "SHIFT", "add_notes", "describe_note"]
 
 # What the forward tells,
 OF_TOKENS, SITES, NOTES, ANGLES, PATHS, BEFORE, WORKERS, MEASURE, ADD, ALL = range(10)
@@ -230,7 +230,11 @@ SERIAL = 1 << 12  # as many tokens are not worth the starting of threads
 
 
 def describe_note(site: Any, arrays: Mapping[str, Mapping[str, Any]], bins: Sequence[int]) -> Any:
-    """A site's record, where :func:`put_down` has still to say what is added.
+    """A site's record, where it has still to be said what a forward adds to it.
+
+    That is: at ``NUMBERS`` the address of what :func:`geomhooks.native.site.scratch` lays out, at
+    ``PARTS`` for how many threads, at ``SHIFT`` the address of the shift (d,), and at the places
+    in ``EXTRA`` those of further numbers of each token, (B, T) float64.
 
     Args:
         site: a :class:`geomhooks.statistics.base.Site`.
@@ -249,18 +253,3 @@ def describe_note(site: Any, arrays: Mapping[str, Mapping[str, Any]], bins: Sequ
     note[LOST] = address_of(arrays["non_finite"]["value"])
     note[BINS], note[LOW], note[PER_UNIT] = bins
     return note
-
-
-def put_down(note: Any, numbers: int, parts: int, shift: int, extra: Mapping[str, int]) -> None:
-    """Say in a site's record what one forward adds to it.
-
-    Args:
-        note: (NOTE,) int64, is changed.
-        numbers: address of what :func:`geomhooks.native.site.scratch` lays out,
-        parts: for how many threads.
-        shift: address of (d,).
-        extra: addresses of further numbers of each token, (B, T) float64.
-    """
-    note[NUMBERS], note[PARTS], note[SHIFT] = numbers, parts, shift
-    for name, where in extra.items():
-        note[EXTRA[name]] = where

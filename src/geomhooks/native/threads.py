@@ -61,7 +61,7 @@ _first = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: 0)
 _single = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: 1)
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)  # type: ignore[untyped-decorator]
 def _run_alone(function: int, data: int, number: int, flags: int) -> None:
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
 

@@ -5,7 +5,7 @@ Half-precision states are widened a piece at a time; others are shared out among
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class OnePass(Reduced):
     def __init__(
         self,
         numbers: Any,
-        shape: tuple[int, int, int],
+        shape: Sequence[int],
         workers: int,
         shift: Tensor,
         *,

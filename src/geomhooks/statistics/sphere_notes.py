@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -92,30 +93,36 @@ def add_group_native(group: list[Note], paths: dict[str, Tensor]) -> None:
     native, tokens, stack = load("notes"), group[0].tokens, group[0].site.stack
     nowhere = torch.full(tokens.real.shape, float("nan"), dtype=torch.float64)
     before = paths.setdefault(stack, nowhere)
-    records = np.empty((len(group), native.NOTE), np.int64)
-    extras = [{n: v.contiguous() for n, v in note.extra.items()} for note in group]
-    for note, record, extra in zip(group, records, extras, strict=True):
-        found = note.reduced
-        assert isinstance(found, OnePass)
-        record[:] = record_of(note)
-        addresses = {name: value.data_ptr() for name, value in extra.items()}
-        native.put_down(record, found.address, found.workers, note.shift.data_ptr(), addresses)
+    records = records_of(group)
+    records[:, native.NUMBERS] = [note.reduced.address for note in group]
+    records[:, native.PARTS] = [note.reduced.workers for note in group]
+    records[:, native.SHIFT] = [note.shift.data_ptr() for note in group]
+    extras = [(i, n, v.contiguous()) for i, note in enumerate(group) for n, v in note.extra.items()]
+    for index, name, value in extras:
+        records[index, native.EXTRA[name]] = value.data_ptr()
     native.add_notes(tokens.record, records, before.numpy())
 
 
-# Where the compiled loop finds the state of a site, and what tells that it is there no more.
+# Where the compiled loop finds the states of some sites, and what tells that they are elsewhere.
 _records: WeakKeyDictionary[Accumulator, tuple[list[Any], Any]] = WeakKeyDictionary()
 
 
-def record_of(note: Note) -> Any:
-    """The record of a site, written down once."""
-    known = _records.get(note.state["moments"])
-    held = list(note.state.values())
-    if known is None or any(a.tensors is not t for a, t in zip(held, known[0], strict=True)):
-        arrays = {n: {f: a.array(f) for f in a.fields} for n, a in note.state.items()}
-        record = load("notes").describe_note(note.site, arrays, (BINS, LOW, PER_UNIT))
-        known = _records[note.state["moments"]] = [a.tensors for a in held], record
-    return known[1]
+def records_of(group: list[Note]) -> Any:
+    """The records of sites, which are written down once, as long as they come together."""
+    first = group[0].state["moments"]
+    held = [accumulator.tensors for note in group for accumulator in note.state.values()]
+    known = _records.get(first)
+    if known is None or len(known[0]) != len(held) or not all(map(is_, known[0], held)):
+        records = [
+            load("notes").describe_note(
+                note.site,
+                {n: {f: a.array(f) for f in a.fields} for n, a in note.state.items()},
+                (BINS, LOW, PER_UNIT),
+            )
+            for note in group
+        ]
+        known = _records[first] = held, np.stack(records)
+    return known[1].copy()
 
 
 def add_group(group: list[Note], paths: dict[str, Tensor]) -> None:
