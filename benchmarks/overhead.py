@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from environment import environment
+from timing import quartiles, share_in_hooks, timed, watched
 from torch import nn
 from transformers import (
     BertConfig,
@@ -43,7 +44,6 @@ from transformers import (
 
 import geomhooks as gh
 from geomhooks.integrations.huggingface import GeometryCallback
-from geomhooks.watcher import Watch
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "MiniLM-L6 shape": lambda: BertModel(
@@ -148,7 +148,7 @@ def measure(
             fast, slow = timed(model, inputs), watched(model, inputs, watch)
         bare.append(fast)
         ratios.append(slow / fast)
-    low, median, high = statistics.quantiles(ratios, n=4)
+    low, median, high = quartiles(ratios)
     return {
         "bare_ms": round(1e3 * statistics.median(bare), 2),
         "ratio": round(median, 4),
@@ -171,12 +171,12 @@ def callback_row(every: int, steps: int, batch: int = 8, length: int = 256) -> d
     texts = [{"input_ids": t, "labels": t} for t in torch.randint(1000, (batch * steps, length))]
     seconds: dict[bool, list[float]] = {True: [], False: []}
     folder = tempfile.mkdtemp()
-    for watched in (False, True, False, True):
+    for on in (False, True, False, True):
         torch.manual_seed(0)
         model = GPT2LMHeadModel(GPT2Config(n_embd=384, n_layer=6, n_head=6, vocab_size=1024))
         clock = StepTimes()
         callbacks: list[Any] = [clock]
-        if watched:
+        if on:
             callbacks.append(GeometryCallback(every=every, statistics=STATISTICS["both"]()))
         settings = TrainingArguments(
             folder,
@@ -189,9 +189,9 @@ def callback_row(every: int, steps: int, batch: int = 8, length: int = 256) -> d
         )
         with contextlib.redirect_stdout(io.StringIO()):
             Trainer(model, settings, train_dataset=texts, callbacks=callbacks).train()
-        seconds[watched] += clock.seconds
-    bare, slow = (statistics.median(seconds[watched]) for watched in (False, True))
-    quartiles = [q / bare for q in statistics.quantiles(seconds[True], n=4)]
+        seconds[on] += clock.seconds
+    bare, slow = (statistics.median(seconds[on]) for on in (False, True))
+    low, _, high = (q / bare for q in quartiles(seconds[True]))
     return {
         "model": f"Trainer, every={every}",
         "shape": [batch, length],
@@ -199,7 +199,7 @@ def callback_row(every: int, steps: int, batch: int = 8, length: int = 256) -> d
         "statistics": "both",
         "bare_ms": round(1e3 * bare, 2),
         "ratio": round(slow / bare, 4),
-        "quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
+        "quartiles": [round(low, 4), round(high, 4)],
     }
 
 
@@ -217,60 +217,6 @@ class StepTimes(TrainerCallback):
     def seconds(self) -> list[float]:
         """One number a step."""
         return [after - before for before, after in pairwise(self.times[2:])]
-
-
-def timed(model: nn.Module, inputs: dict[str, Any]) -> float:
-    """Seconds of one forward."""
-    synchronize()
-    start = time.perf_counter()
-    model(**inputs)
-    synchronize()
-    return time.perf_counter() - start
-
-
-def watched(model: nn.Module, inputs: dict[str, Any], watch: Watch) -> float:
-    """Seconds of one forward with the hooks on; putting them on and off is not counted."""
-    watch.attach()
-    try:
-        return timed(model, inputs)
-    finally:
-        watch.detach()
-
-
-def share_in_hooks(model: nn.Module, inputs: dict[str, Any], watch: Watch) -> float:
-    """Median over forwards of the time inside our hooks, over the rest of the forward."""
-    shares = []
-    spent = 0.0
-    ours = {name: getattr(Watch, name) for name in ("open_stream", "read", "close_stream")}
-
-    def timing(hook: Callable[..., None]) -> Callable[..., None]:
-        def hook_and_time(*arguments: Any, **named: Any) -> None:
-            nonlocal spent
-            synchronize()
-            start = time.perf_counter()
-            hook(*arguments, **named)
-            synchronize()
-            spent += time.perf_counter() - start
-
-        return hook_and_time
-
-    for name, hook in ours.items():
-        setattr(Watch, name, timing(hook))
-    try:
-        for _ in range(5):
-            spent = 0.0
-            whole = watched(model, inputs, watch)
-            shares.append(spent / (whole - spent))
-    finally:
-        for name, hook in ours.items():
-            setattr(Watch, name, hook)
-    return statistics.median(shares)
-
-
-def synchronize() -> None:
-    """Wait for the device, so that a clock on the host tells the time."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def show(row: dict[str, Any]) -> str:
