@@ -26,7 +26,7 @@ from geomhooks.reductions.plain import Reduced, reduce_plain
 from geomhooks.reductions.tiled import TILE_BYTES, reduce_tiled
 from geomhooks.tokens import Tokens, TokenStream
 
-__all__ = ["Count", "Moved", "at_least", "fused", "plain", "second_moment", "tables", "tiled"]
+__all__ = ["Count", "Moved", "at_least", "fused", "on_paper", "plain", "tables", "tiled"]
 
 SHAPES = [(8, 256, 384), (8, 256, 576), (16, 1024, 768)]
 OVER_TOKENS = ("position_sum", "context_sum", "directions")
@@ -38,6 +38,7 @@ NAMES = {
     "step": "step from the block's input",
 }
 WIDE, NUMBERS = 8, 8  # bytes of a number of the state; numbers found of each token
+BANDWIDTH, SPEED = 3.35e12, 5e14  # of an H100 (SXM): bytes, and operations in bf16, a second
 PIECE = 128  # tokens that the compiled loops add up before they turn to wide sums
 
 
@@ -195,6 +196,32 @@ def tables() -> str:
     return "\n\n".join(map(table, SHAPES))
 
 
+def on_paper() -> str:
+    """What the floor is of the time of a 7B block on a GPU, as Markdown.
+
+    Bytes at least over the GPU's bandwidth, beside the operations of a Llama block in its weights
+    and, causal, in its attention over the speed that large products reach.
+    """
+    length, width, inner = 2048, 4096, 11008
+    weights = 4 * width**2 + 3 * width * inner
+    lines = [
+        f"| contexts a forward | MiB at least | at {BANDWIDTH / 1e12:.2f} TB/s "
+        f"| block at {SPEED / 1e12:.0f} TFLOP/s | share |",
+        "|---|---|---|---|---|",
+    ]
+    for batch in (1, 4, 8):
+        shape = (batch, length, width)
+        reads = sum(count.memory for count in at_least(shape, entry=2).values())
+        moved_ = reads * 2 * prod(shape)
+        block = (2 * weights + 2 * length * width) * batch * length / SPEED
+        floor = moved_ / BANDWIDTH
+        lines.append(
+            f"| {batch} | {moved_ / 2**20:.0f} | {1e6 * floor:.0f} us | {1e3 * block:.1f} ms "
+            f"| {100 * floor / block:.1f} % |"
+        )
+    return "\n".join(lines)
+
+
 def table(shape: tuple[int, int, int]) -> str:
     """One shape."""
     ways = [at_least(shape), fused(shape), tiled(shape), plain(shape)]
@@ -224,4 +251,4 @@ def cells(ways: list[Count]) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(tables())
+    print(tables(), on_paper(), sep="\n\n")
