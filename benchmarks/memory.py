@@ -32,7 +32,7 @@ def forget_peak() -> None:
     except OSError as error:
         raise RuntimeError(
             f"peak memory is read from /proc, as Linux has it; here ({os.uname().sysname}) writing "
-            f"to {CLEAR} failed: {error}. Run with --no-memory."
+            f"to {CLEAR} failed: {error}"
         ) from error
 
 

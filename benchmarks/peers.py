@@ -2,20 +2,20 @@
 
 What the job is says ``job.py``, who does it ``rivals.py`` and ``collectors.py``. For each model:
 
-- *agreement*: what every peer finds is compared with the definitions in float64, over the same
-  hidden states. The run fails where a peer is off by more than 1e-3, or geomhooks by 1e-5.
+- *memory and agreement*: each peer does the job in a fresh process, whose peak of resident memory
+  is read after 16, 64 and 256 contexts, less that of a process which runs bare (on Linux, whose
+  kernel counts it); and the seconds that the answer takes in the end. What it finds is compared
+  with the definitions in float64, over the same hidden states. The run fails where a peer is off by
+  more than 1e-3, or geomhooks by 1e-5.
 - *time*: forwards of all peers in shuffled order, round after round in one process, each right
   after a bare forward; the median over rounds of the ratio, with quartiles. Below a few per cent
   this drowns in noise, so what a peer takes in hooks and after the forward, where a clock can be
   put around it, is given as a share of the bare forward too.
-- *memory*: each peer in a fresh process, whose peak of resident memory is read after 16, 64 and
-  256 contexts, less that of a process which runs bare; and the seconds that the answer takes in
-  the end.
 
 A peer that is not installed, or fails, has the reason in its row.
 
     python benchmarks/peers.py [--models NAME...] [--peers NAME...] [--contexts 16 64 256]
-                               [--rounds 5] [--no-memory] [--quick]
+                               [--rounds 5] [--quick]
     python benchmarks/peers.py --table
 
 writes ``benchmarks/results/peers-cpu.json`` (or ``--out``); ``--table`` prints it as Markdown.
@@ -30,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,10 @@ from timing import quartiles, timed
 from torch import Tensor
 
 BATCH = 8
-CHECKED = 64  # contexts whose numbers are compared; the dense ones hold all their states
+CHECKED = 64  # contexts whose numbers are compared, at most: dense ones hold all their states
 ALLOWED = {"geomhooks": 1e-5}
 ALLOWED_OTHERWISE = 1e-3
+FOUND = "found.pt"  # in the model's folder, what the last fresh process found
 RESULTS = Path(__file__).parent / "results" / "peers-cpu.json"
 
 
@@ -71,7 +73,7 @@ def main() -> None:
         print(table(json.loads(arguments.out.read_text())))
         return
     if arguments.alone:
-        print(json.dumps(alone(arguments.alone, Path(arguments.folder), arguments.contexts)))
+        print(json.dumps(alone(arguments.alone, arguments.folder, arguments.contexts)))
         return
     rows, wrong = [], []
     for name in arguments.models:
@@ -102,12 +104,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--contexts", nargs="+", type=int, default=[16, 64, 256])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-memory", action="store_true", help="leave out the fresh processes")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one round: does it run")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the last result as Markdown")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.models, arguments.contexts, arguments.rounds = ["tiny"], [16], 1
@@ -121,106 +122,73 @@ def parse() -> argparse.Namespace:
 def compare(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each peer."""
     model, ids = load(folder)
-    checked = ids[:CHECKED].split(BATCH)
-    room = min(CHECKED, len(ids)) + arguments.rounds * BATCH
-    reference = Reference(twin(model), room, folder)
-    for batch in checked:
+    contexts = arguments.contexts
+    reference = Reference(twin(model), len(ids), folder)
+    for batch in ids[: checked(contexts)].split(BATCH):
         reference.forward(batch)
     expected = reference.numbers()
     del reference
+    base = in_fresh_process(Bare.name, folder, contexts)
     rows: list[dict[str, Any]] = []
     ready: list[tuple[dict[str, Any], Peer]] = []
     for name in arguments.peers:
         row: dict[str, Any] = {"peer": name}
         rows.append(row)
         try:
+            found = in_fresh_process(name, folder, contexts)
+            row |= {"errors": errors(Numbers(**torch.load(folder / FOUND)), expected)}
+            row |= memory(found, base)
             PEERS[name].prepare(model)
-            peer = PEERS[name](twin(model), room, folder)
-            for batch in checked:
-                peer.forward(batch)
-            row["errors"] = errors(peer.numbers(), expected)
-            ready.append((row, peer))
+            ready.append((row, PEERS[name](twin(model), BATCH * (1 + arguments.rounds), folder)))
         except Exception as error:  # whatever goes wrong in other people's tools is the finding
-            row["failed"] = f"{type(error).__name__}: {error}"
-    del expected
+            row["failed"] = str(error) or type(error).__name__
     measure_time(model, ids[:BATCH], ready, arguments.rounds)
-    names = [peer.name for _, peer in ready]
-    ready.clear()
-    if not arguments.no_memory:
-        measure_memory(folder, {r["peer"]: r for r in rows if r["peer"] in names}, arguments)
     return rows
 
 
-def measure_time(
-    model: Any, ids: Tensor, ready: list[tuple[dict[str, Any], Peer]], rounds: int
-) -> None:
-    """Fill in how long a forward takes beside a bare one."""
-    bare = Bare(twin(model), len(ids), Path())
-    seconds: list[float] = []
-    ratios: dict[str, list[float]] = {peer.name: [] for _, peer in ready}
-    outside: dict[str, list[float]] = {peer.name: [] for _, peer in ready}
-    order = [peer for _, peer in ready]
-    timed(bare.forward, {"ids": ids})
-    for number in range(rounds):
-        random.Random(number).shuffle(order)
-        for peer in order:
-            base, before = timed(bare.forward, {"ids": ids}), peer.clock.seconds
-            ratios[peer.name].append(timed(peer.forward, {"ids": ids}) / base)
-            outside[peer.name].append((peer.clock.seconds - before) / base)
-            seconds.append(base)
-    for row, peer in ready:
-        low, median, high = quartiles(ratios[peer.name])
-        row["bare_seconds"] = round(statistics.median(seconds), 4)
-        row["ratio"], row["quartiles"] = round(median, 4), [round(low, 4), round(high, 4)]
-        row["outside"] = round(statistics.median(outside[peer.name]), 4)
+def checked(contexts: list[int]) -> int:
+    """At which of the numbers of contexts the answers are compared."""
+    return max([n for n in contexts if n <= CHECKED], default=min(contexts))
 
 
-def measure_memory(
-    folder: Path, rows: dict[str, dict[str, Any]], arguments: argparse.Namespace
-) -> None:
-    """Fill in what fresh processes hold, less what one holds that runs bare."""
-    base = in_fresh_process(Bare.name, folder, arguments.contexts)
-    for name, row in rows.items():
-        try:
-            found = in_fresh_process(name, folder, arguments.contexts)
-        except RuntimeError as error:
-            row["failed"] = str(error)
-            continue
-        row["memory"] = [
-            {
-                "contexts": mine["contexts"],
-                "forwards_mib": mib(mine["forwards"] - theirs["forwards"]),
-                "whole_mib": mib(mine["whole"] - theirs["forwards"]),
-                "finish_seconds": round(mine["seconds"], 3),
-                # The whole job: so many forwards, and the numbers in the end.
-                "ratio": round(
-                    row["ratio"]
-                    + mine["seconds"] / (row["bare_seconds"] * mine["contexts"] / BATCH),
-                    4,
-                ),
-            }
-            for mine, theirs in zip(found["marks"], base["marks"], strict=True)
-        ]
-        if found["state"] is not None:
-            row["state_mib"] = mib(found["state"])
+def memory(found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """What a fresh process held above one that runs bare, at each number of contexts."""
+    marks = [
+        {
+            "contexts": mine["contexts"],
+            "forwards_mib": mib(mine["forwards"] - theirs["forwards"]),
+            "whole_mib": mib(mine["whole"] - theirs["forwards"]),
+            "finish_seconds": round(mine["seconds"], 4),
+        }
+        for mine, theirs in zip(found["marks"], base["marks"], strict=True)
+    ]
+    state = {} if found["state"] is None else {"state_mib": mib(found["state"])}
+    return {"memory": marks, **state}
 
 
 def in_fresh_process(peer: str, folder: Path, contexts: list[int]) -> dict[str, Any]:
-    """What :func:`alone` says in a process of its own."""
+    """What :func:`alone` says in a process of its own.
+
+    Raises:
+        RuntimeError: it failed; the message is the last line that it wrote.
+    """
     command = [sys.executable, __file__, "--alone", peer, "--folder", str(folder), "--contexts"]
     done = subprocess.run([*command, *map(str, contexts)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"in a process of its own: {done.stderr.strip().splitlines()[-1]}")
+        raise RuntimeError(
+            (done.stderr.strip().splitlines() or [f"ended by {done.returncode}"])[-1]
+        )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 @torch.no_grad()
 def alone(name: str, folder: Path, contexts: list[int]) -> dict[str, Any]:
-    """How much one peer lets memory grow, and how long its numbers take, at some contexts each.
+    """How much one peer lets memory grow, and how long its answer takes, at some contexts each.
 
     Counted from when the model has run once and what the peer needs is imported: bytes above that
-    at the peak of the forwards, and with the numbers taken as well.
+    at the peak of the forwards, and with the answer taken as well. The answer itself goes to a
+    file, where it is to be compared.
     """
     model, ids = load(folder)
     kind = PEERS.get(name, Bare)
@@ -231,18 +199,52 @@ def alone(name: str, folder: Path, contexts: list[int]) -> dict[str, Any]:
     peer = kind(twin(model), max(contexts), folder)
     forwards = whole = 0
     marks = []
-    for index, batch in enumerate(ids.split(BATCH)):
-        peer.forward(batch)
-        done = (index + 1) * BATCH
+    for done in range(BATCH, max(contexts) + 1, BATCH):
+        peer.forward(ids[done - BATCH : done])
         if done not in contexts:
             continue
-        forwards = max(forwards, peak_bytes() - start)
+        forwards, seconds = max(forwards, peak_bytes() - start), 0.0
         forget_peak()
-        seconds = timed(peer.numbers, {}) if name in PEERS else 0.0
-        whole = max(forwards, whole, peak_bytes() - start)
-        forget_peak()
+        if name in PEERS:
+            before = time.perf_counter()
+            answer = peer.numbers()
+            seconds = time.perf_counter() - before
+            whole = max(forwards, whole, peak_bytes() - start)
+            if done == checked(contexts):
+                torch.save(vars(answer), folder / FOUND)
+            del answer
+            forget_peak()
         marks.append({"contexts": done, "forwards": forwards, "whole": whole, "seconds": seconds})
     return {"marks": marks, "state": peer.state_bytes}
+
+
+def measure_time(
+    model: Any, ids: Tensor, ready: list[tuple[dict[str, Any], Peer]], rounds: int
+) -> None:
+    """Fill in how long a forward takes beside a bare one, and the whole job."""
+    bare = Bare(twin(model), 0, Path())
+    order = [peer for _, peer in ready]
+    for peer in [bare, *order]:
+        peer.forward(ids)  # the first is slower than the others
+    seconds: list[float] = []
+    ratios: dict[str, list[float]] = {peer.name: [] for peer in order}
+    outside: dict[str, list[float]] = {peer.name: [] for peer in order}
+    for number in range(rounds):
+        random.Random(number).shuffle(order)
+        for peer in order:
+            base, before = timed(bare.forward, {"ids": ids}), peer.clock.seconds
+            ratios[peer.name].append(timed(peer.forward, {"ids": ids}) / base)
+            outside[peer.name].append((peer.clock.seconds - before) / base)
+            seconds.append(base)
+    for row, peer in ready:
+        low, median, high = quartiles(ratios[peer.name])
+        base = statistics.median(seconds)
+        row |= {"bare_seconds": round(base, 4), "ratio": round(median, 4)}
+        row["quartiles"] = [round(low, 4), round(high, 4)]
+        row["outside"] = round(statistics.median(outside[peer.name]), 4)
+        for mark in row["memory"]:
+            finish = mark["finish_seconds"] / (base * mark["contexts"] / BATCH)
+            mark["ratio"] = round(median + finish, 4)
 
 
 def mib(number: float) -> float:

@@ -11,10 +11,10 @@ def show_row(row: dict[str, Any]) -> str:
     """One line."""
     line = f"{row['model']:18s} {row['peer']:22s} "
     if "failed" in row:
-        return line + row["failed"]
+        return line + "failed: " + row["failed"]
     low, high = row["quartiles"]
     line += f"ratio {row['ratio']:.3f} [{low:.3f}, {high:.3f}]  outside {percent(row['outside'])}  "
-    for mark in row.get("memory", []):
+    for mark in row["memory"]:
         line += f"{mark['contexts']}: {mark['forwards_mib']:.0f}, {mark['whole_mib']:.0f} MiB  "
     return line + "errors " + " ".join(f"{n} {e:.0e}" for n, e in row["errors"].items())
 
@@ -31,7 +31,7 @@ def table(result: dict[str, Any]) -> str:
         took = "" if bare is None else f" A bare forward took {bare:.2f} s."
         lines += ["", f"**{model}**, {result['batch']} contexts of 256 tokens a forward.{took}", ""]
         lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        lines += [f"| {' | '.join(cells(row, contexts, len(head)))} |" for row in rows]
+        lines += [f"| {' | '.join(cells(row, len(head)))} |" for row in rows]
     return "\n".join(lines)
 
 
@@ -45,21 +45,15 @@ def where(environment: dict[str, Any], rounds: int) -> str:
     )
 
 
-def cells(row: dict[str, Any], contexts: list[int], number: int) -> list[str]:
+def cells(row: dict[str, Any], number: int) -> list[str]:
     """The cells of one peer."""
-    if "ratio" not in row:
+    if "failed" in row:
         return [row["peer"], f"failed: {row['failed']}", *[""] * (number - 2)]
     low, high = row["quartiles"]
-    marks = {mark["contexts"]: mark for mark in row.get("memory", [])}
-    whole = [f"{marks[n]['ratio']:.2f}" if n in marks else "" for n in contexts]
-    held = [
-        f"{marks[n]['forwards_mib']:.0f} ({marks[n]['whole_mib']:.0f})" if n in marks else ""
-        for n in contexts
-    ]
+    whole = [f"{mark['ratio']:.3f}" for mark in row["memory"]]
+    held = [f"{mark['forwards_mib']:.0f} ({mark['whole_mib']:.0f})" for mark in row["memory"]]
     ratio = f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})"
     error = f"{max(row['errors'].values()):.0e}"
-    if "failed" in row:
-        error += f"; {row['failed']}"
     return [row["peer"], ratio, percent(row["outside"]), *whole, *held, error]
 
 
