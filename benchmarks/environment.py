@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import torch
 PACKAGES = ("geomhooks", "torch", "numba", "numpy", "transformers", "accelerate")
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine."""
+def environment(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """Versions of packages, None where one is not installed, and the machine."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in packages},
         "machine": {
             "processor": processor(),
             "cores": os.cpu_count(),
@@ -28,6 +29,14 @@ def environment() -> dict[str, Any]:
             "gpu": gpu,
         },
     }
+
+
+def version_of(name: str) -> str | None:
+    """The version of a package that may not be installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def processor() -> str:

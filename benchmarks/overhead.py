@@ -6,9 +6,9 @@ a wall-clock ratio drowns in noise, so the time spent inside the hooks is also m
 a share of the rest of the forward. The smallest model is also measured compiled against compiled,
 and steps of the Hugging Face Trainer with and without the callback.
 
-    python benchmarks/overhead.py [--pairs 15] [--device cpu] [--quick]
+    python benchmarks/overhead.py [--pairs 15] [--device cpu] [--models NAME...] [--quick]
 
-writes ``benchmarks/results/overhead-<device>.json`` and prints a table.
+writes ``benchmarks/results/overhead-<device>.json`` (or ``--out``) and prints a table.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from environment import environment
+from timing import quartiles, share_in_hooks, timed, watched
 from torch import nn
 from transformers import (
     BertConfig,
@@ -43,18 +44,16 @@ from transformers import (
 
 import geomhooks as gh
 from geomhooks.integrations.huggingface import GeometryCallback
-from geomhooks.watcher import Watch
+
+
+def bert(width: int, layers: int, heads: int) -> nn.Module:
+    """An encoder of some shape."""
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return BertModel(BertConfig(**sizes, intermediate_size=4 * width), add_pooling_layer=False)
+
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "MiniLM-L6 shape": lambda: BertModel(
-        BertConfig(
-            hidden_size=384,
-            num_hidden_layers=6,
-            num_attention_heads=12,
-            intermediate_size=1536,
-        ),
-        add_pooling_layer=False,
-    ),
+    "MiniLM-L6 shape": lambda: bert(384, 6, 12),
     "GPT-2 124M shape": lambda: GPT2Model(GPT2Config()),
     "SmolLM2-135M shape": lambda: LlamaModel(
         LlamaConfig(
@@ -79,13 +78,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="the smallest model only")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--quick", action="store_true", help="a tiny model: does it run")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    device, pairs = torch.device(arguments.device), arguments.pairs
     shapes = [(8, 256), (16, 512)] if device.type == "cpu" else [(16, 1024)]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    chosen = {name: MODELS[name] for name in arguments.models}
+    trained = {"batch": 8, "length": 256, "width": 384, "layers": 6}
+    if arguments.quick:
+        chosen, shapes, pairs = {"tiny": lambda: bert(16, 2, 2)}, [(2, 16)], 1
+        trained = {"batch": 2, "length": 16, "width": 16, "layers": 2}
     rows = []
-    for name, build in list(MODELS.items())[: 1 if arguments.quick else None]:
+    for name, build in chosen.items():
         torch.manual_seed(0)
         model = build().eval().to(device, dtype)
         # The larger shape takes minutes on a CPU; one model shows what it changes.
@@ -98,23 +104,24 @@ def main() -> None:
                         "shape": [batch, length],
                         "mask": masked,
                         "statistics": label,
-                        **measure(
-                            model, batch, length, masked, STATISTICS[label](), arguments.pairs
-                        ),
+                        **measure(model, batch, length, masked, STATISTICS[label](), pairs),
                     }
                     rows.append(row)
                     print(show(row), flush=True)
-    name, build = next(iter(MODELS.items()))
+    name, build = next(iter(chosen.items()))
     torch.manual_seed(0)
-    rows.append(compiled_row(name, build().eval().to(device, dtype), shapes[0], arguments.pairs))
+    model = build().eval().to(device, dtype)
+    # Compiling takes longer than all that is tried quickly.
+    model.compile(backend="eager" if arguments.quick else "inductor")
+    rows.append(compiled_row(name, model, shapes[0], pairs))
     print(show(rows[-1]), flush=True)
     for every in (1, 10):
-        rows.append(callback_row(every, steps=10 * arguments.pairs))
+        rows.append(callback_row(every, steps=10 * pairs, **trained))
         print(show(rows[-1]), flush=True)
     result = {"environment": environment(), "dtype": str(dtype), "rows": rows}
-    path = Path(__file__).parent / "results" / f"overhead-{device.type}.json"
+    path = arguments.out or Path(__file__).parent / "results" / f"overhead-{device.type}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {path.name}")
+    print(f"written to {path}")
 
 
 @torch.no_grad()
@@ -148,7 +155,7 @@ def measure(
             fast, slow = timed(model, inputs), watched(model, inputs, watch)
         bare.append(fast)
         ratios.append(slow / fast)
-    low, median, high = statistics.quantiles(ratios, n=4)
+    low, median, high = quartiles(ratios)
     return {
         "bare_ms": round(1e3 * statistics.median(bare), 2),
         "ratio": round(median, 4),
@@ -160,23 +167,25 @@ def measure(
 
 def compiled_row(name: str, model: nn.Module, shape: tuple[int, int], pairs: int) -> dict[str, Any]:
     """A compiled model watched, against the same compiled and bare."""
-    model.compile()
     found = measure(model, *shape, False, STATISTICS["both"](), pairs)
     row = {"model": f"{name}, compiled", "shape": list(shape), "mask": False}
     return {**row, "statistics": "both", **found}
 
 
-def callback_row(every: int, steps: int, batch: int = 8, length: int = 256) -> dict[str, Any]:
+def callback_row(
+    every: int, steps: int, batch: int, length: int, width: int, layers: int
+) -> dict[str, Any]:
     """Training steps of the Hugging Face Trainer with the callback, against those without."""
     texts = [{"input_ids": t, "labels": t} for t in torch.randint(1000, (batch * steps, length))]
     seconds: dict[bool, list[float]] = {True: [], False: []}
+    sizes = {"n_embd": width, "n_layer": layers, "n_head": max(2, width // 64)}
     folder = tempfile.mkdtemp()
-    for watched in (False, True, False, True):
+    for on in (False, True, False, True):
         torch.manual_seed(0)
-        model = GPT2LMHeadModel(GPT2Config(n_embd=384, n_layer=6, n_head=6, vocab_size=1024))
+        model = GPT2LMHeadModel(GPT2Config(**sizes, vocab_size=1024))
         clock = StepTimes()
         callbacks: list[Any] = [clock]
-        if watched:
+        if on:
             callbacks.append(GeometryCallback(every=every, statistics=STATISTICS["both"]()))
         settings = TrainingArguments(
             folder,
@@ -189,9 +198,9 @@ def callback_row(every: int, steps: int, batch: int = 8, length: int = 256) -> d
         )
         with contextlib.redirect_stdout(io.StringIO()):
             Trainer(model, settings, train_dataset=texts, callbacks=callbacks).train()
-        seconds[watched] += clock.seconds
-    bare, slow = (statistics.median(seconds[watched]) for watched in (False, True))
-    quartiles = [q / bare for q in statistics.quantiles(seconds[True], n=4)]
+        seconds[on] += clock.seconds
+    bare, slow = (statistics.median(seconds[on]) for on in (False, True))
+    low, _, high = (q / bare for q in quartiles(seconds[True]))
     return {
         "model": f"Trainer, every={every}",
         "shape": [batch, length],
@@ -199,7 +208,7 @@ def callback_row(every: int, steps: int, batch: int = 8, length: int = 256) -> d
         "statistics": "both",
         "bare_ms": round(1e3 * bare, 2),
         "ratio": round(slow / bare, 4),
-        "quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
+        "quartiles": [round(low, 4), round(high, 4)],
     }
 
 
@@ -217,60 +226,6 @@ class StepTimes(TrainerCallback):
     def seconds(self) -> list[float]:
         """One number a step."""
         return [after - before for before, after in pairwise(self.times[2:])]
-
-
-def timed(model: nn.Module, inputs: dict[str, Any]) -> float:
-    """Seconds of one forward."""
-    synchronize()
-    start = time.perf_counter()
-    model(**inputs)
-    synchronize()
-    return time.perf_counter() - start
-
-
-def watched(model: nn.Module, inputs: dict[str, Any], watch: Watch) -> float:
-    """Seconds of one forward with the hooks on; putting them on and off is not counted."""
-    watch.attach()
-    try:
-        return timed(model, inputs)
-    finally:
-        watch.detach()
-
-
-def share_in_hooks(model: nn.Module, inputs: dict[str, Any], watch: Watch) -> float:
-    """Median over forwards of the time inside our hooks, over the rest of the forward."""
-    shares = []
-    spent = 0.0
-    ours = {name: getattr(Watch, name) for name in ("open_stream", "read", "close_stream")}
-
-    def timing(hook: Callable[..., None]) -> Callable[..., None]:
-        def hook_and_time(*arguments: Any, **named: Any) -> None:
-            nonlocal spent
-            synchronize()
-            start = time.perf_counter()
-            hook(*arguments, **named)
-            synchronize()
-            spent += time.perf_counter() - start
-
-        return hook_and_time
-
-    for name, hook in ours.items():
-        setattr(Watch, name, timing(hook))
-    try:
-        for _ in range(5):
-            spent = 0.0
-            whole = watched(model, inputs, watch)
-            shares.append(spent / (whole - spent))
-    finally:
-        for name, hook in ours.items():
-            setattr(Watch, name, hook)
-    return statistics.median(shares)
-
-
-def synchronize() -> None:
-    """Wait for the device, so that a clock on the host tells the time."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def show(row: dict[str, Any]) -> str:

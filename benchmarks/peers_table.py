@@ -1,0 +1,62 @@
+"""The result of ``peers.py`` as text: a line while it runs, and a Markdown table of its file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["show_row", "table"]
+
+
+def show_row(row: dict[str, Any]) -> str:
+    """One line."""
+    line = f"{row['model']:18s} {row['peer']:22s} "
+    if "failed" in row:
+        return line + "failed: " + row["failed"]
+    low, high = row["quartiles"]
+    line += f"ratio {row['ratio']:.3f} [{low:.3f}, {high:.3f}]  outside {percent(row['outside'])}  "
+    for mark in row["memory"]:
+        line += f"{mark['contexts']}: {mark['forwards_mib']:.0f}, {mark['whole_mib']:.0f} MiB  "
+    return line + "errors " + " ".join(f"{n} {e:.0e}" for n, e in row["errors"].items())
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown, a table for each model."""
+    contexts = result["contexts"]
+    head = ["way", "forward (quartiles)", "hooks and after it"]
+    head += [f"whole job, {n}" for n in contexts] + [f"MiB, {n}" for n in contexts] + ["error"]
+    lines = [where(result["environment"], result["rounds"])]
+    for model in dict.fromkeys(row["model"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["model"] == model]
+        bare = next((row["bare_seconds"] for row in rows if "bare_seconds" in row), None)
+        took = "" if bare is None else f" A bare forward took {bare:.2f} s."
+        lines += ["", f"**{model}**, {result['batch']} contexts of 256 tokens a forward.{took}", ""]
+        lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        lines += [f"| {' | '.join(cells(row, len(head)))} |" for row in rows]
+    return "\n".join(lines)
+
+
+def where(environment: dict[str, Any], rounds: int) -> str:
+    """A sentence on versions and machine."""
+    machine = environment["machine"]
+    packages = ", ".join(f"{n} {v}" for n, v in environment["packages"].items() if v)
+    return (
+        f"{environment['date']}, {machine['threads']} threads of {machine['processor']}, "
+        f"{rounds} rounds; {packages}."
+    )
+
+
+def cells(row: dict[str, Any], number: int) -> list[str]:
+    """The cells of one peer."""
+    if "failed" in row:
+        return [row["peer"], f"failed: {row['failed']}", *[""] * (number - 2)]
+    low, high = row["quartiles"]
+    whole = [f"{mark['ratio']:.3f}" for mark in row["memory"]]
+    held = [f"{mark['forwards_mib']:.0f} ({mark['whole_mib']:.0f})" for mark in row["memory"]]
+    ratio = f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})"
+    error = f"{max(row['errors'].values()):.0e}"
+    return [row["peer"], ratio, percent(row["outside"]), *whole, *held, error]
+
+
+def percent(share: float) -> str:
+    """A share in per cent."""
+    return f"{100 * share:.2f} %"

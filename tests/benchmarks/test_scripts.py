@@ -1,0 +1,78 @@
+"""The benchmarks' scripts, run as a reader would run them, on something tiny."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUANTITIES = {
+    "position_mean", "context_mean", "shares", "norm", "radius", "step_angle", "resultant_length"
+}  # fmt: skip
+
+
+def run(script: str, *options: str, paths: tuple[Path, ...] = ()) -> str:
+    found = [*map(str, paths), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *options],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(found), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
+def test_peers(benchmarks: Path, tmp_path: Path) -> None:
+    """They agree, and have their time and memory; one that cannot be imported has the reason."""
+    from peers_table import table
+
+    (tmp_path / "nnsight.py").write_text("raise ImportError('no nnsight here')\n")
+    names, out = ["geomhooks", "output_hidden_states", "naive hooks, float64"], tmp_path / "out"
+    options = ("--quick", "--out", str(out), "--peers", *names, "nnsight")
+    run("peers.py", *options, paths=(tmp_path,))
+    result = json.loads(out.read_text())
+    rows = {row["peer"]: row for row in result["rows"]}
+    assert rows["nnsight"]["failed"] == "ImportError: no nnsight here"
+    for name in names:
+        row = rows[name]
+        assert set(row["errors"]) == QUANTITIES, name
+        assert max(row["errors"].values()) < (1e-5 if name == "geomhooks" else 1e-3), name
+        assert row["ratio"] > 0, name
+        assert row["outside"] > 0, name
+        assert [mark["contexts"] for mark in row["memory"]] == [16], name
+        assert row["memory"][0]["whole_mib"] >= row["memory"][0]["forwards_mib"], name
+        assert row["memory"][0]["ratio"] > row["ratio"], name
+    lines = table(result).splitlines()
+    assert "| nnsight | failed: ImportError: no nnsight here |  |  |  |  |" in lines
+    assert sum(line.startswith(f"| {name} |") for name in names for line in lines) == 3
+
+
+def test_scale(tmp_path: Path) -> None:
+    """It measures, and fails by itself where a state is not as large as its formula says."""
+    out = tmp_path / "scale.json"
+    run("scale.py", "--quick", "--out", str(out))
+    found = json.loads(out.read_text())
+    for table in ("tokens", "sites", "width", "positions", "contexts kept", "7B block"):
+        assert len(found[table]) == 2, table
+        assert all(row["microseconds_a_site"] > 0 for row in found[table]), table
+    assert all(row["milliseconds_a_shard"] > 0 for row in found["shards"])
+
+
+@pytest.mark.slow
+def test_overhead(tmp_path: Path) -> None:
+    out = tmp_path / "overhead.json"
+    run("overhead.py", "--quick", "--out", str(out))
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["model"] for row in rows] == [
+        *["tiny"] * 4, "tiny, compiled", "Trainer, every=1", "Trainer, every=10"
+    ]  # fmt: skip
+    assert all(row["ratio"] > 0 for row in rows)
+    assert all(row["share_in_hooks"] > 0 for row in rows[:5])
