@@ -23,8 +23,9 @@ from geomhooks.frames import (
     without_autocast,
 )
 from geomhooks.openers import Opener
-from geomhooks.plan import Plan, SitePlan
+from geomhooks.plan import Parts, Plan, SitePlan
 from geomhooks.reductions import reduce
+from geomhooks.reductions.products import add_products
 from geomhooks.schedule import Schedule
 from geomhooks.sharded import local_tensor
 from geomhooks.sites import to_batch_time_width
@@ -176,23 +177,29 @@ class Routing:
                 plans = {key: again(plan) for key, plan in plans.items()}
             frame.fired.add(name)
             shift = state.shift.settle(hidden, tokens)
+            parts, needs = site.taking(plans, state.site)
+            if not parts:  # nobody looks at this forward
+                state.forwards.value.add_(1)
+                return
             reductions = reduce(
-                site.needs,
+                needs,
                 hidden,
                 before,
                 tokens,
                 shift,
                 None if borrowed else frame.known_of(entered, out, name),
-                site.position_sum_target,
+                site.position_sum_target if "position_sum" in needs else None,
             )
             if not borrowed:
                 frame.read(out, reductions)
+            targets = site.second_moment_targets(plans)
+            if targets:
+                add_products(targets, hidden, reductions.keep, shift)
             taps = {"out": hidden}
             if before is not None:
                 taps["in"] = before
-            self._update(
-                state, site, frame, Reading(state.site, taps, tokens, reductions, shift, plans, {})
-            )
+            reading = Reading(state.site, taps, tokens, reductions, shift, plans, {})
+            self._update(state, site, parts, frame, reading)
         if alone:
             self._finish(frame)
         elif borrowed:
@@ -218,12 +225,14 @@ class Routing:
             frame.resolved[there] = tokens.to(hidden.device), moved
         return frame.resolved[there]
 
-    def _update(self, state: SiteState, site: SitePlan, frame: Frame, reading: Reading) -> None:
-        """Hand one reading to every statistic of the site."""
+    def _update(
+        self, state: SiteState, site: SitePlan, parts: Parts, frame: Frame, reading: Reading
+    ) -> None:
+        """Hand one reading to the statistics of the site that look at this forward."""
         if site.norm is not None and state.site.norm_eps is not None:
             gain, bias = site.norm.affine(reading.taps["out"])
             reading.taps |= {"gain": gain, "bias": bias}
-        for statistic, states in site.parts:
+        for statistic, states in parts:
             reading.carry = frame.carry.setdefault(statistic.name, {})
             statistic.update(states, reading)
         state.forwards.value.add_(1)

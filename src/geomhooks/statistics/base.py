@@ -16,6 +16,7 @@ from geomhooks.tokens import Tokens, TokenStream
 
 if TYPE_CHECKING:
     from geomhooks.reductions import Reduced
+    from geomhooks.second_moment import SecondMoment
 
 __all__ = ["LAWS", "Reading", "Site", "Statistic"]
 
@@ -138,7 +139,7 @@ class Statistic(ABC):
     optional_taps: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     scope: ClassVar[str] = "site"
-    laws: ClassVar[frozenset[str]] = LAWS
+    laws: frozenset[str] = LAWS
     name: ClassVar[str] = ""
     positions: int | None = None
 
@@ -162,6 +163,24 @@ class Statistic(ABC):
 
         They are then not handed out: ``reading.reductions.position_sum`` is None, unless another
         statistic of the site needs them too. None, unless overridden.
+        """
+        return None
+
+    def takes(self, plans: Mapping[str, Any]) -> bool:
+        """Whether it looks at a forward at all; where not, ``update`` is not called.
+
+        Decided on the host, from what the stream's shared accumulators said of the forward. True,
+        unless overridden.
+        """
+        return True
+
+    def second_moment_target(
+        self, state: Mapping[str, Any], plans: Mapping[str, Any]
+    ) -> SecondMoment | None:
+        """An accumulator of the state that sums of products x x^T are added to, or None.
+
+        One matrix product serves all statistics of the site; it is added before ``update``. None
+        unless overridden, which may also decide for each forward, as :meth:`takes` does.
         """
         return None
 
