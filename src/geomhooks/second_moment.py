@@ -22,14 +22,29 @@ class SecondMoment(Accumulator):
         width: d.
 
     Example:
-        >>> moment = SecondMoment(2).allocate()
-        >>> moment["count"].fill_(2), moment["total"].copy_(torch.tensor([4.0, 0.0]))
-        (tensor(2), tensor([4., 0.], dtype=torch.float64))
-        >>> moment["outer"].copy_(torch.tensor([[10.0, 1.0], [0.0, 2.0]])).shape
-        torch.Size([2, 2])
-        >>> moment.covariance
-        tensor([[1.0000, 0.5000],
-                [0.5000, 1.0000]], dtype=torch.float64)
+        >>> import geomhooks as gh
+        >>> class Correlation(gh.Statistic):
+        ...     '''Correlations of the entries, shape (d, d).'''
+        ...
+        ...     def accumulators(self, site):
+        ...         return {"moment": gh.SecondMoment(site.width)}
+        ...
+        ...     def second_moment_target(self, state, plans):
+        ...         return state["moment"]
+        ...
+        ...     def update(self, state, reading):
+        ...         pass
+        ...
+        ...     def compute(self, state):
+        ...         covariance = state["moment"].covariance
+        ...         deviations = covariance.diagonal().sqrt()
+        ...         return {"matrix": covariance / deviations[:, None] / deviations}
+        >>> model = torch.nn.Sequential(torch.nn.Identity())
+        >>> with gh.watch(model, sites="0", statistics=[Correlation()]) as watch:
+        ...     _ = model(torch.tensor([[[1.0, 2.0], [3.0, 1.0], [2.0, 3.0]]]))
+        >>> watch.geometry()["0"].correlation.matrix
+        tensor([[ 1.0000, -0.5000],
+                [-0.5000,  1.0000]], dtype=torch.float64)
     """
 
     def __init__(self, width: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import geomhooks as gh
+from geomhooks.integrations.monitor import lacks_results
 from tests.conformance.harness import compare
 from tests.models import Stack
 from tests.reference import Observations, covariance
@@ -148,6 +149,17 @@ def test_matrices_are_computed_when_they_are_read() -> None:
     assert {"count", "forwards", "trace", "effective_rank", "condition_number"} <= set(scalars)
     assert not {"covariance", "eigenvalues"} & set(scalars)
     assert found.eigenvalues is found.eigenvalues
+
+
+def test_results_are_stacked_over_sites_and_named_where_they_are_missed() -> None:
+    model = Stack(4)
+    with gh.watch(model, sites="blocks", statistics=[gh.Covariance()], positions=8) as watch:
+        model(inputs_embeds=randn(2, 8, 4))
+    geometry = watch.geometry()
+    assert geometry.stack("covariance.eigenvalues").shape == (4, 4)
+    assert geometry.stack("covariance.covariance").shape == (4, 4, 4)
+    with pytest.raises(gh.errors.SiteError, match=r"covariance\.eigenvalues"):
+        watch.geometry().stack("covariance.nothing")
 
 
 # A fraction of the forwards
@@ -307,6 +319,17 @@ def test_a_fraction_of_pos_ctx_gives_a_covariance_and_no_more() -> None:
         torch.testing.assert_close(found[name], whole[name])
     with pytest.raises(gh.errors.UnidentifiedError, match=r"second_moment_fraction=0\.3.*=1"):
         found["resid_covariance"]
+
+
+def test_what_was_not_asked_for_is_not_missed() -> None:
+    """Callbacks warn of windows whose data do not determine all results."""
+    geometries = []
+    for states in (randn(3, 7, 5), randn(3, 7, 5) * float("nan")):
+        model, watch = new_watch(5, gh.PosCtx(64, second_moment=True, second_moment_fraction=0.3))
+        with torch.no_grad(), watch:
+            model(inputs_embeds=states)
+        geometries.append(watch.geometry())
+    assert [lacks_results(geometry) for geometry in geometries] == [False, True]
 
 
 def test_a_fraction_of_which_nothing_was_finite() -> None:

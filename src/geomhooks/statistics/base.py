@@ -114,6 +114,9 @@ class Statistic(ABC):
       :class:`geomhooks.reductions.Reduced`.
     - ``reading.carry``: a dictionary for what one site leaves to the next in the same forward.
 
+    Sums of products x x^T of the states are had by :meth:`second_moment_target`, and a statistic
+    that looks at some forwards only says at which by :meth:`takes`.
+
     Example:
         >>> import torch, geomhooks as gh
         >>> class LargestEntry(gh.Statistic):

@@ -66,10 +66,10 @@ class Covariance(Statistic):
         To whiten, one needs the mean and the inverse square root of the covariance.
 
         >>> import torch, geomhooks as gh
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-        >>> with gh.watch(model, sites="1", statistics=[gh.Covariance()]) as watch:
-        ...     states = model(torch.randn(50, 8, 4))
-        >>> found = watch.geometry()["1"].covariance
+        >>> model = torch.nn.Sequential(torch.nn.Identity())
+        >>> with gh.watch(model, sites="0", statistics=[gh.Covariance()]) as watch:
+        ...     states = model(torch.randn(50, 8, 4) * torch.tensor([1.0, 2.0, 3.0, 4.0]) + 5)
+        >>> found = watch.geometry()["0"].covariance
         >>> values, directions = torch.linalg.eigh(found.covariance)
         >>> white = ((states.double() - found.mean) @ directions / values.sqrt()).flatten(0, 1)
         >>> torch.allclose(white.T @ white / found.count, torch.eye(4).double(), atol=1e-4)
