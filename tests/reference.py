@@ -236,6 +236,7 @@ def pos_ctx(
     if second_moment:
         centred = states - states.mean(0)
         left = np.maximum(fit.resid.std(0), np.sqrt(PRODUCT / 1e-5) * spread)
+        numbers["covariance_count"] = exact(count)
         numbers["covariance"] = relative_to(np.outer(spread, spread), centred.T @ centred / count)
         numbers["resid_covariance"] = relative_to(
             np.outer(left, left), fit.resid.T @ fit.resid / count
@@ -250,6 +251,40 @@ def gram_of_many(row_c: np.ndarray, row_t: np.ndarray, n_c: np.ndarray, T: int) 
     for places in np.split(row_t[order], np.cumsum(n_c)[:-1]):
         gram[np.ix_(places, places)] += 1.0 / len(places)
     return gram
+
+
+# ---------------------------------------------------------------- the covariance
+
+
+def covariance(seen: Observations) -> Numbers:
+    """What Covariance reports, `forwards` aside, which is a matter of batches.
+
+    Scales. Of an entry of the covariance: the product of the two standard deviations; of the second
+    moment: that of the two root mean squares. Of an eigenvalue: itself, but of small ones a tenth
+    of the largest, of whose directions the entries are made as well.
+    """
+    states = seen.states
+    count, width = states.shape
+    mean = states.mean(0)
+    rms = np.sqrt((states**2).mean(0))
+    spread = states.std(0)
+    centred = states - mean
+    singular = np.linalg.svd(centred, compute_uv=False)
+    eigenvalues = np.zeros(width)
+    eigenvalues[: len(singular)] = singular**2 / count
+    eigenvalues[max(count - 1, 0) :] = 0.0
+    shares = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
+    return {
+        "mean": relative_to(rms, mean, rtol=1e-6),
+        "count": exact(count),
+        "covariance": relative_to(np.outer(spread, spread), centred.T @ centred / count),
+        "second_moment": relative_to(np.outer(rms, rms), states.T @ states / count),
+        "eigenvalues": relative_to(np.maximum(eigenvalues, 0.1 * eigenvalues[0]), eigenvalues),
+        "trace": plain(spread @ spread),
+        "effective_rank": plain(np.exp(-(shares * np.log(shares)).sum())),
+        "participation_ratio": plain(1 / (shares**2).sum()),
+        "leading_share": plain(shares.max()),
+    }
 
 
 # ---------------------------------------------------------------- the sphere

@@ -21,7 +21,11 @@ def test_resident_memory_is_flat_after_the_first_batches() -> None:
     contexts = plant(seed=0, number=8, longest=32, width=width, ragged=False)
     batch = render([[context] for context in contexts], torch.float32, width=width)
     process = psutil.Process()
-    statistics = [gh.PosCtx(contexts=32, positions=32, second_moment=True), gh.Sphere()]
+    statistics = [
+        gh.PosCtx(contexts=32, positions=32, second_moment=True),
+        gh.Covariance(0.5),
+        gh.Sphere(),
+    ]
     with torch.no_grad(), gh.watch(model, sites="blocks", statistics=statistics) as watch:
         early = highest = 0
         for number in range(1000):
@@ -40,7 +44,8 @@ def test_nbytes_is_what_the_states_hold() -> None:
     model = Stack(64)
     contexts = plant(seed=0, number=8, longest=32, width=64)
     batch = render([[context] for context in contexts], torch.float32, width=64)
-    with gh.watch(model, sites="blocks", statistics=[gh.PosCtx(), gh.Sphere()]) as watch:
+    statistics = [gh.PosCtx(), gh.Sphere(), gh.Covariance(0.5)]
+    with gh.watch(model, sites="blocks", statistics=statistics) as watch:
         model(inputs_embeds=batch.embeddings, attention_mask=batch.mask)
         foreign = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
         # Beside the states there is a number for each hook, by which compiled code knows it.

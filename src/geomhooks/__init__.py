@@ -12,14 +12,16 @@ from geomhooks import errors, functional, statistics
 from geomhooks.accumulators import Accumulator, Max, Min, Moments, Sum
 from geomhooks.errors import GeomhooksError
 from geomhooks.history import History
+from geomhooks.second_moment import SecondMoment
 from geomhooks.snapshot import Geometry, load, merge
-from geomhooks.statistics import PosCtx, Sphere, Statistic
+from geomhooks.statistics import Covariance, PosCtx, Sphere, Statistic
 from geomhooks.table import Table
 from geomhooks.version import __version__
 from geomhooks.watcher import Watch, watch
 
 __all__ = [
     "Accumulator",
+    "Covariance",
     "Geometry",
     "GeomhooksError",
     "History",
@@ -27,6 +29,7 @@ __all__ = [
     "Min",
     "Moments",
     "PosCtx",
+    "SecondMoment",
     "Sphere",
     "Statistic",
     "Sum",

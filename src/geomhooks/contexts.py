@@ -423,8 +423,13 @@ def difference(cells: Tensor) -> Tensor:
     )
 
 
-def again(steps: list[Step]) -> list[Step]:
-    """The steps of a site that runs once more in one forward: add to the same rows, close none."""
+def again(steps: Any) -> Any:
+    """The steps of a site that runs once more in one forward: add to the same rows, close none.
+
+    What other accumulators say of the forward holds for each time.
+    """
+    if not isinstance(steps, list):
+        return steps
     none_fresh = [replace(s.open, fresh=torch.zeros_like(s.open.fresh)) for s in steps]
     return [replace(s, fold=None, open=o) for s, o in zip(steps, none_fresh, strict=True)]
 

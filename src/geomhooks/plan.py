@@ -14,13 +14,16 @@ from geomhooks.errors import SchemaError, SiteError
 from geomhooks.files import first_key_of, pack_state, restore_tensors, unpack_state
 from geomhooks.norms import NormModule
 from geomhooks.openers import Opener, width_from_config
+from geomhooks.second_moment import SecondMoment
 from geomhooks.sites import Place
 from geomhooks.state import Shift, SiteState, State, StreamState
 from geomhooks.statistics.base import Site, Statistic
 from geomhooks.tokens import TokenStream
 from geomhooks.two_way import TwoWay
 
-__all__ = ["Plan", "SitePlan"]
+__all__ = ["Parts", "Plan", "SitePlan"]
+
+Parts = list[tuple[Statistic, Mapping[str, Accumulator]]]  # statistics, each with its state
 
 
 @dataclass
@@ -34,9 +37,11 @@ class SitePlan:
     norm: NormModule | None
     whole_stack: bool
     needs: frozenset[str] = frozenset()
-    parts: list[tuple[Statistic, Mapping[str, Accumulator]]] = field(default_factory=list)
+    parts: Parts = field(default_factory=list)
     shortcut: Any = None
     _sums: TwoWay | None = None
+    _chooses: bool = False
+    _multiplies: Parts = field(default_factory=list)
 
     @property
     def wants_input(self) -> bool:
@@ -55,6 +60,31 @@ class SitePlan:
         takers = [part for part in self.parts if "position_sum" in part[0].needs_at(site.site)]
         self._sums = takers[0][0].two_way(takers[0][1]) if len(takers) == 1 else None
         self.shortcut = None
+        self._chooses = any(type(s).takes is not Statistic.takes for s in self.statistics)
+        self._multiplies = [
+            part
+            for part in self.parts
+            if type(part[0]).second_moment_target is not Statistic.second_moment_target
+        ]
+
+    def taking(self, plans: Mapping[str, Any], site: Site) -> tuple[Parts, frozenset[str]]:
+        """The statistics that look at a forward with these plans, and what they need."""
+        if not self._chooses:
+            return self.parts, self.needs
+        parts = [part for part in self.parts if part[0].takes(plans)]
+        return parts, frozenset(need for s, _ in parts for need in s.needs_at(site))
+
+    def second_moment_targets(self, plans: Mapping[str, Any]) -> list[SecondMoment]:
+        """What the products of a forward with these plans are added to."""
+        found = [
+            s.second_moment_target(state, plans) for s, state in self._multiplies if s.takes(plans)
+        ]
+        return [target for target in found if target is not None]
+
+    @property
+    def is_straight(self) -> bool:
+        """Every statistic looks at every forward, and none has products taken."""
+        return not self._chooses and not self._multiplies
 
     @property
     def position_sum_target(self) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,14 +10,33 @@ from torch import Tensor
 
 from geomhooks.errors import UnidentifiedError
 
-__all__ = ["Result", "Unavailable"]
+__all__ = ["Later", "Result", "Unavailable"]
 
 
 class Unavailable:
-    """A result that the data do not determine; reading it raises the reason."""
+    """A result that the data do not determine; reading it raises the reason.
 
-    def __init__(self, reason: str) -> None:
+    Args:
+        reason: to be read by whoever asks for it.
+        by_choice: it is not the data's fault: the statistic was not asked to determine it.
+    """
+
+    def __init__(self, reason: str, *, by_choice: bool = False) -> None:
         self.reason = reason
+        self.by_choice = by_choice
+
+
+class Later:
+    """A result that costs too much to compute before somebody reads it.
+
+    Args:
+        compute: gives it; called once.
+        scalar: it is a single number, which :meth:`Result.scalars` reads.
+    """
+
+    def __init__(self, compute: Callable[[], Any], *, scalar: bool = False) -> None:
+        self.compute = compute
+        self.scalar = scalar
 
 
 class Result(Mapping[str, Any]):
@@ -36,6 +55,9 @@ class Result(Mapping[str, Any]):
         value = self._values[name]
         if isinstance(value, Unavailable):
             raise UnidentifiedError(f"{name}: {value.reason}")
+        if isinstance(value, Later):
+            with torch.no_grad():
+                value = self._values[name] = value.compute()
         return value
 
     def __getattr__(self, name: str) -> Any:
@@ -58,8 +80,8 @@ class Result(Mapping[str, Any]):
         def show(value: Any) -> str:
             if isinstance(value, Tensor):
                 return f"{value.item():.6g}" if value.ndim == 0 else f"{tuple(value.shape)}"
-            if isinstance(value, Unavailable):
-                return "unavailable"
+            if isinstance(value, (Unavailable, Later)):
+                return type(value).__name__.lower()
             return repr(value)
 
         return (
@@ -69,7 +91,9 @@ class Result(Mapping[str, Any]):
     def scalars(self, prefix: str = "") -> dict[str, float]:
         """All 0-dimensional results, flat, as floats."""
         flat: dict[str, float] = {}
-        for name, value in self._values.items():
+        for name, value in list(self._values.items()):
+            if isinstance(value, Later) and value.scalar:
+                value = self[name]
             if isinstance(value, Result):
                 flat |= value.scalars(f"{prefix}{name}/")
             elif isinstance(value, Tensor) and value.ndim == 0:

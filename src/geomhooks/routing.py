@@ -6,7 +6,7 @@ What the statistics make of them is their own affair.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,14 +23,15 @@ from geomhooks.frames import (
     without_autocast,
 )
 from geomhooks.openers import Opener
-from geomhooks.plan import Plan, SitePlan
+from geomhooks.plan import Parts, Plan, SitePlan
 from geomhooks.reductions import reduce
+from geomhooks.reductions.products import add_products
 from geomhooks.schedule import Schedule
 from geomhooks.sharded import local_tensor
 from geomhooks.shortcut import Shortcut, Stage
 from geomhooks.sites import to_batch_time_width
 from geomhooks.state import SiteState
-from geomhooks.statistics.base import Reading, Statistic
+from geomhooks.statistics.base import Reading
 from geomhooks.tokens import Tokens
 
 __all__ = ["Routing"]
@@ -184,26 +185,33 @@ class Routing:
                 plans = {key: again(plan) for key, plan in plans.items()}
             frame.fired.add(name)
             shift = state.shift.settle(hidden, tokens)
+            parts, needs = site.taking(plans, state.site)
+            if not parts:  # nobody looks at this forward
+                state.forwards.value.add_(1)
+                return
             reductions = reduce(
-                site.needs,
+                needs,
                 hidden,
                 before,
                 tokens,
                 shift,
                 None if borrowed else frame.known_of(entered, out, name),
-                site.position_sum_target,
+                site.position_sum_target if "position_sum" in needs else None,
             )
             if not borrowed:
                 frame.read(out, reductions)
+            targets = site.second_moment_targets(plans)
+            if targets:
+                add_products(targets, hidden, reductions.keep, shift)
             taps = {"out": hidden}
             if before is not None:
                 taps["in"] = before
             if site.norm is not None and state.site.norm_eps is not None:
                 taps["gain"], taps["bias"] = site.norm.affine(hidden)
             reading = Reading(state.site, taps, tokens, reductions, shift, plans, {})
-            update(site.parts, frame, reading)
+            update(parts, frame, reading)
             state.forwards.value.add_(1)
-            if site.shortcut is None and not alone:
+            if site.shortcut is None and not alone and site.is_straight:
                 site.shortcut = Shortcut.of(site, state, hidden) or False
         if alone:
             self._finish(frame)
@@ -255,7 +263,7 @@ class Routing:
         return frame.resolved[there]
 
 
-def update(parts: Iterable[tuple[Statistic, Any]], frame: Frame, reading: Reading) -> None:
+def update(parts: Parts, frame: Frame, reading: Reading) -> None:
     """Hand one reading to statistics."""
     for statistic, states in parts:
         reading.carry = frame.carry.setdefault(statistic.name, {})

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from geomhooks.errors import HookError, MissingExtraError, SchemaError, SiteError, WatchError
 from geomhooks.files import pack_state, read_file, write_file
-from geomhooks.results import Result
+from geomhooks.results import Later, Result
 from geomhooks.state import SiteState, State
 from geomhooks.statistics.base import Statistic
 from geomhooks.tokens import CENSUS
@@ -290,6 +290,8 @@ def _tensor_paths(result: Result) -> Iterator[str]:
     """Paths of the tensors in a result, one level down; of deeper ones the first few suffice."""
     for name, value in result._values.items():
         if isinstance(value, Result):
-            yield from (f"{name}.{n}" for n, v in value._values.items() if isinstance(v, Tensor))
-        elif isinstance(value, Tensor):
+            yield from (
+                f"{name}.{n}" for n, v in value._values.items() if isinstance(v, (Tensor, Later))
+            )
+        elif isinstance(value, (Tensor, Later)):
             yield name

@@ -45,7 +45,7 @@ class TwoWay(Accumulator):
         positions: T.
         kept: how many contexts are kept, K.
         unfinished: how many contexts may be open at once, O.
-        second_moment: also sum the outer products, two (d, d) tensors.
+        second_moment: also sum the outer products of the contexts' sums, (d, d).
     """
 
     follows: ClassVar[str | None] = "contexts"
@@ -55,10 +55,7 @@ class TwoWay(Accumulator):
     ) -> None:
         self.second_moment = second_moment
         f64, i64 = torch.float64, torch.int64
-        outer = {
-            "outer": Field((width, width), f64),
-            "context_outer": Field((width, width), f64),
-        }
+        outer = {"context_outer": Field((width, width), f64)}
         super().__init__(
             {
                 "position_count": Field((positions,), i64),
@@ -139,13 +136,10 @@ class TwoWay(Accumulator):
         open_total = self["open_sum"][:-1].sum(0)
         covered, closed = followed["covered"], followed["closed"]
         closed_number = covered.cumsum(0).sum()
-        for grown, sums, count in (
-            ("outer", total, number),
-            ("context_outer", total - open_total, closed_number),
-        ):
-            if self.second_moment:
-                cross = torch.outer(sums, delta)
-                self[grown].add_(cross + cross.T + count * torch.outer(delta, delta))
+        if self.second_moment:
+            cross = torch.outer(total - open_total, delta)
+            grown = cross + cross.T + closed_number * torch.outer(delta, delta)
+            self["context_outer"].add_(grown)
         self["square"].add_(2 * delta @ total + number * (delta @ delta))
         self["context_square"].add_(
             2 * delta @ (total - open_total) + closed_number * (delta @ delta)

@@ -74,6 +74,20 @@ def test_options(cli, bert: Path, text: Path):
     assert "resid" not in result.out
 
 
+def test_covariance(cli, bert: Path, text: Path):
+    """All that follows from it is in the file, and the table shows how many directions count."""
+    result = cli("measure", bert, "--text", text, "--statistics", "covariance", "--max-length", 16)
+    assert result.code == 0, result.err
+    geometry = gh.load("geometry.safetensors")
+    found = geometry[geometry.sites[-1]].covariance
+    assert int(found.count) == geometry.tokens[""]["real"]
+    assert found.covariance.shape == (16, 16)
+    values = torch.linalg.eigvalsh(found.covariance).flip(0)
+    torch.testing.assert_close(found.eigenvalues[:15], values[:15])
+    assert f"{float(found.effective_rank):.4g}" in result.out
+    assert f"{float(found.leading_share):.3f}" in result.out
+
+
 def test_several_texts_and_json_lines(cli, bert: Path, tmp_path: Path):
     documents = passage(20).split("\n\n")
     Path("a.txt").write_text("\n\n".join(documents[:8]))

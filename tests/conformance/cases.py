@@ -10,7 +10,7 @@ import torch
 
 import geomhooks as gh
 from tests.conformance.harness import POSITIONS, Case
-from tests.reference import Numbers, Observations, exact, plain, pos_ctx, sphere
+from tests.reference import Numbers, Observations, covariance, exact, plain, pos_ctx, sphere
 
 
 class LargestEntry(gh.Statistic):
@@ -126,6 +126,12 @@ CASES = {
             lambda: gh.PosCtx(contexts=64, positions=POSITIONS, second_moment=True),
             lambda dense: {site: pos_ctx(seen, second_moment=True) for site, seen in dense.items()},
             lambda geometry, site: geometry[site].pos_ctx,
+        ),
+        Case(
+            "covariance",
+            gh.Covariance,
+            lambda dense: {site: covariance(seen) for site, seen in dense.items()},
+            lambda geometry, site: geometry[site].covariance,
         ),
         Case(
             "sphere",

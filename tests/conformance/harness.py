@@ -30,6 +30,8 @@ UNCHECKED = (
     "split_contexts",
     "context_group",
     "log_radius",
+    "condition_number",
+    "forwards",
 )
 """Results, by the beginning of their name, that have tests of their own, not a reference."""
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 import geomhooks as gh
 from geomhooks.errors import GeomhooksError, HookError, SchemaError, WatchError
+from geomhooks.turns import is_chosen
 from tests.conformance.cases import CASES, Extent, LargestEntry
 from tests.conformance.harness import POSITIONS, WIDTH, Context, Subject, plant
 from tests.models import Stack
@@ -125,6 +126,25 @@ def packed_rows() -> None:
         with subject.watch() as watch:
             subject.feed(watch, subject.render(mine(subject.contexts)))
         subject.check(watch.geometry(sync=True))
+
+
+def a_fraction_of_the_forwards_of_each() -> None:
+    """Each rank chooses among its own forwards, and all that were chosen count."""
+    statistic, subject = gh.Covariance(0.4), Subject(CASES["covariance"], torch.float32, plant(1))
+    with torch.no_grad(), gh.watch(subject.model, statistics=[statistic], positions=16) as watch:
+        for context in subject.contexts[rank() :]:
+            subject.feed(watch, subject.render(context))
+    geometry = watch.geometry(sync=True)
+    chosen = [
+        context
+        for first in range(size())
+        for number, context in enumerate(subject.contexts[first:])
+        if is_chosen(number, 0.4)
+    ]
+    subject.contexts = chosen
+    subject.check(geometry)
+    assert int(geometry[geometry.sites[0]].covariance.forwards) == len(chosen)
+    assert len(set(everywhere(fingerprint(geometry)))) == 1
 
 
 def contexts_that_several_ranks_share() -> None:
@@ -622,6 +642,7 @@ CHECKS = [
     the_law_of_ranks,
     the_law_of_ranks_in_halves,
     packed_rows,
+    a_fraction_of_the_forwards_of_each,
     contexts_that_several_ranks_share,
     the_local_state_stays,
     saved_on_every_rank_and_merged,

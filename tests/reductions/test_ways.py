@@ -20,6 +20,7 @@ import geomhooks as gh
 from geomhooks.calls import Call, Statement
 from geomhooks.reductions import NAMES, Reduced, fused, plain, tiled
 from geomhooks.tokens import Tokens, TokenStream
+from geomhooks.turns import Turns
 
 CAPACITY = 48
 
@@ -206,6 +207,39 @@ def test_a_second_taker_has_the_position_sums_handed_out() -> None:
     found = watch.geometry()["0"]
     torch.testing.assert_close(found.position_sum.sum.float(), states.sum(0))
     torch.testing.assert_close(found.pos_ctx.position_mean.float(), states.mean(0))
+
+
+def test_a_statistic_that_passes_over_a_forward_has_nothing_added() -> None:
+    """Not even what is added to its state straight, while others look at the forward."""
+
+    class Sums(gh.Statistic):
+        needs = ("position_sum",)
+
+        def shared(self, stream: Any) -> dict[str, Any]:
+            return {Turns.NAME: Turns()}
+
+        def takes(self, plans: Any) -> bool:
+            return plans[Turns.NAME] != 1
+
+        def accumulators(self, site: Any) -> dict[str, Any]:
+            return {"sum": gh.Sum((site.positions, site.width))}
+
+        def position_sum_target(self, state: Any) -> Any:
+            return state["sum"].value
+
+        def update(self, state: Any, reading: Any) -> None:
+            assert reading.reductions.position_sum is None
+
+        def compute(self, state: Any) -> dict[str, Any]:
+            return {"sum": state["sum"].value + 2 * state["shift"]}
+
+    model, states = torch.nn.Sequential(torch.nn.Identity()), torch.randn(3, 1, 4, 3)
+    with gh.watch(model, sites="0", statistics=[Sums(), gh.Sphere()], positions=4) as watch:
+        for batch in states:
+            model(batch)
+    found = watch.geometry()["0"]
+    torch.testing.assert_close(found.sums.sum.float(), states[0, 0] + states[2, 0])
+    assert int(found.sphere.norm.count) == 12
 
 
 def test_fewer_threads_than_were_asked_for() -> None:

@@ -271,7 +271,7 @@ class Monitor:
 def lacks_results(geometry: Geometry) -> bool:
     """The data of this window do not determine all results, so that scalars are missing."""
     return any(
-        isinstance(value, Unavailable)
+        isinstance(value, Unavailable) and not value.by_choice
         for site in geometry
         for results in geometry[site].values()
         for value in results._values.values()

@@ -1,10 +1,11 @@
 """The statistics: one file each, and the contract they fulfil."""
 
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
+from geomhooks.statistics.covariance import Covariance
 from geomhooks.statistics.pos_ctx import PosCtx
 from geomhooks.statistics.sphere import Sphere
 
-__all__ = ["LAWS", "REGISTRY", "PosCtx", "Reading", "Site", "Sphere", "Statistic"]
+__all__ = ["LAWS", "REGISTRY", "Covariance", "PosCtx", "Reading", "Site", "Sphere", "Statistic"]
 
 # By the name that files know them by; files never run code, so no others are.
-REGISTRY: dict[str, type[Statistic]] = {kind.name: kind for kind in (PosCtx, Sphere)}
+REGISTRY: dict[str, type[Statistic]] = {kind.name: kind for kind in (PosCtx, Sphere, Covariance)}

@@ -16,6 +16,7 @@ from geomhooks.tokens import Tokens, TokenStream
 
 if TYPE_CHECKING:
     from geomhooks.reductions import Reduced
+    from geomhooks.second_moment import SecondMoment
     from geomhooks.two_way import TwoWay
 
 __all__ = ["LAWS", "Reading", "Site", "Statistic"]
@@ -114,6 +115,9 @@ class Statistic(ABC):
       :class:`geomhooks.reductions.Reduced`.
     - ``reading.carry``: a dictionary for what one site leaves to the next in the same forward.
 
+    Sums of products x x^T of the states are had by :meth:`second_moment_target`, and a statistic
+    that looks at some forwards only says at which by :meth:`takes`.
+
     Example:
         >>> import torch, geomhooks as gh
         >>> class LargestEntry(gh.Statistic):
@@ -139,7 +143,7 @@ class Statistic(ABC):
     optional_taps: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     scope: ClassVar[str] = "site"
-    laws: ClassVar[frozenset[str]] = LAWS
+    laws: frozenset[str] = LAWS
     name: ClassVar[str] = ""
     positions: int | None = None
 
@@ -164,6 +168,24 @@ class Statistic(ABC):
         The pass over a site's hidden states may then add to them straight: its sums by position,
         which it does not hand out then (``reading.reductions.position_sum`` is None), or all that
         there is, and then ``update`` is not called.
+        """
+        return None
+
+    def takes(self, plans: Mapping[str, Any]) -> bool:
+        """Whether it looks at a forward at all; where not, ``update`` is not called.
+
+        Decided on the host, from what the stream's shared accumulators said of the forward. True,
+        unless overridden.
+        """
+        return True
+
+    def second_moment_target(
+        self, state: Mapping[str, Any], plans: Mapping[str, Any]
+    ) -> SecondMoment | None:
+        """An accumulator of the state that sums of products x x^T are added to, or None.
+
+        One matrix product serves all statistics of the site; it is added before ``update``. None
+        unless overridden, which may also decide for each forward, as :meth:`takes` does.
         """
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -18,9 +18,12 @@ from geomhooks.functional.two_way import (
     variance_components,
 )
 from geomhooks.results import Result, Unavailable
-from geomhooks.statistics.base import Reading, Site, Statistic
+from geomhooks.second_moment import SecondMoment
+from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
+from geomhooks.statistics.covariance import OF_A_SAMPLE
 from geomhooks.table import EMPTY
 from geomhooks.tokens import TokenStream
+from geomhooks.turns import Turns, check_fraction
 from geomhooks.two_way import TwoWay
 
 __all__ = ["PosCtx"]
@@ -44,11 +47,17 @@ class PosCtx(Statistic):
         positions: capacity T; by default the smaller of the model's maximum and 2048. Tokens
             beyond it are left out and counted. All statistics of a watch share one capacity.
         second_moment: also stream the (d, d) second moment, for ``covariance`` and
-            ``resid_covariance``. Costs a matrix product.
+            ``resid_covariance``. Costs a matrix product, as :class:`geomhooks.Covariance` does,
+            and with it no second one.
         open_contexts: how many contexts may be unfinished at once, and how many one forward of
             packed tokens may hold.
         max_bytes: refuse a configuration whose state at one site, or for one stream, would take
             more.
+        second_moment_fraction: of the forwards whose second moment is taken, chosen as
+            :class:`geomhooks.Covariance` does. All else is still over all tokens; ``covariance`` is
+            over those of the forwards chosen, and there is no ``resid_covariance``: what is left of
+            it once the parts of all tokens are taken out would be mostly how the sample happens to
+            differ from them.
 
     Results, float64, over positions up to the last that occurs (NaN rows for those that do not):
 
@@ -67,7 +76,8 @@ class PosCtx(Statistic):
       ``noise_shares``: what noise alone is expected to add to the raw shares.
     - ``pos_standard_error`` (T,): root-mean-square length of the noise in pos_t;
       ``singular_value_floor``: the largest singular value of pos expected from noise alone.
-    - ``covariance``, ``resid_covariance`` (d, d), with ``second_moment``.
+    - ``covariance``, ``resid_covariance`` (d, d), with ``second_moment``, and ``covariance_count``,
+      over how many tokens.
     - ``exact``: False where tokens were non-finite at this site, or a forward broke off before it,
       so that the plain means are given instead of the fit; and where contexts were split, which
       the fit takes for contexts of their own. At the sites that a forward reached before it broke
@@ -94,6 +104,7 @@ class PosCtx(Statistic):
         second_moment: bool = False,
         open_contexts: int = 256,
         max_bytes: int = 1 << 31,
+        second_moment_fraction: float = 1.0,
     ) -> None:
         for name, value in (
             ("contexts", contexts),
@@ -107,38 +118,48 @@ class PosCtx(Statistic):
         self.second_moment = second_moment
         self.open_contexts = open_contexts
         self.max_bytes = max_bytes
+        self.second_moment_fraction = check_fraction(
+            second_moment_fraction, "PosCtx(second_moment_fraction"
+        )
+        self.laws = OF_A_SAMPLE if self._samples else LAWS
 
     needs: ClassVar[tuple[str, ...]] = ("shifted_squared_norm", "position_sum", "context_sum")
 
-    def needs_at(self, site: Site) -> tuple[str, ...]:
-        """The reductions it needs; the outer products need the shifted states themselves."""
-        return (*self.needs, "shifted") if self.second_moment else self.needs
+    @property
+    def _samples(self) -> bool:
+        """The second moment is that of some of the forwards."""
+        return self.second_moment and self.second_moment_fraction < 1
 
     def shared(self, stream: TokenStream) -> dict[str, Accumulator]:
         """The contexts of the stream and the design of the fit."""
         contexts = Contexts(self.contexts, stream.positions, self.open_contexts)
         self._refuse_above_limit(
-            contexts, f"the token stream {stream.name!r}", "positions, then contexts"
+            [contexts], f"the token stream {stream.name!r}", "positions, then contexts"
         )
-        return {"contexts": contexts}
+        turns: dict[str, Accumulator] = {Turns.NAME: Turns()} if self._samples else {}
+        return {"contexts": contexts, **turns}
 
     def accumulators(self, site: Site) -> dict[str, Accumulator]:
         """The sums of one site."""
-        sums = TwoWay(
-            site.width, site.positions, self.contexts, self.open_contexts, self.second_moment
-        )
+        # Products of contexts' sums are for the covariance of residuals, which a sample has not.
+        by_context = self.second_moment and not self._samples
+        sums = TwoWay(site.width, site.positions, self.contexts, self.open_contexts, by_context)
+        made: dict[str, Accumulator] = {"sums": sums}
+        if self.second_moment:
+            made["moment"] = SecondMoment(site.width)
         lower = (
             "contexts, open_contexts, or second_moment=False"
             if self.second_moment
             else ("contexts or open_contexts")
         )
-        self._refuse_above_limit(sums, f"site {site.name!r} (d = {site.width})", lower)
-        return {"sums": sums}
+        self._refuse_above_limit(made.values(), f"site {site.name!r} (d = {site.width})", lower)
+        return made
 
-    def _refuse_above_limit(self, accumulator: Accumulator, of: str, lower: str) -> None:
-        if accumulator.nbytes > self.max_bytes:
+    def _refuse_above_limit(self, state: Iterable[Accumulator], of: str, lower: str) -> None:
+        nbytes = sum(accumulator.nbytes for accumulator in state)
+        if nbytes > self.max_bytes:
             raise SiteError(
-                f"the state of PosCtx for {of} would take {accumulator.nbytes:,} bytes, more than "
+                f"the state of PosCtx for {of} would take {nbytes:,} bytes, more than "
                 f"max_bytes={self.max_bytes:,}. Lower {lower}; or raise max_bytes."
             )
 
@@ -146,6 +167,15 @@ class PosCtx(Statistic):
         """The sums, unless outer products are taken as well."""
         sums: TwoWay = state["sums"]
         return None if self.second_moment else sums
+
+    def second_moment_target(
+        self, state: Mapping[str, Any], plans: Mapping[str, Any]
+    ) -> SecondMoment | None:
+        """Have the site add its products to the state, in the forwards that are chosen."""
+        if not self.second_moment or not Turns.choose(plans, self.second_moment_fraction):
+            return None
+        moment: SecondMoment = state["moment"]
+        return moment
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:
         """Add one forward."""
@@ -157,10 +187,6 @@ class PosCtx(Statistic):
         if r.position_sum is not None:
             at = tokens.at if tokens.start is not None else slice(None)
             sums["position_sum"][at].add_(r.position_sum)
-        if self.second_moment:
-            assert r.shifted is not None
-            x = r.shifted.flatten(0, 1).to(sums["outer"].dtype)
-            sums["outer"].add_(x.T @ x)
         sums.follow(reading.plans["contexts"], r.context_sum, counts)
 
     def compute(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -171,7 +197,7 @@ class PosCtx(Statistic):
         shift: Tensor = state["shift"]
         if not bool(sums["position_count"].any()):
             nothing = "no finite token has been counted at this site"
-            names = (*FITTED, "position_mean", *(("covariance",) if self.second_moment else ()))
+            names = (*FITTED, "position_mean", *(MATRICES if self.second_moment else ()))
             return {name: Unavailable(nothing) for name in names} | {"count": torch.tensor(0)}
         length = int(sums["position_count"].nonzero().max()) + 1
         count = sums["position_count"][:length]
@@ -201,8 +227,10 @@ class PosCtx(Statistic):
             "split_contexts": contexts["split"],
             "exact": torch.tensor(same and not split),
         }
+        moment: SecondMoment | None = state.get("moment")
         if same:
-            fit = self._fit(sums, contexts, count, kept, total, times)
+            outer = None if moment is None or self._samples else moment.outer
+            fit = self._fit(sums, contexts, count, kept, total, times, outer)
         else:
             fit = self._plain_means(sums, contexts, count, kept, total)
         if isinstance(fit, str):
@@ -210,9 +238,24 @@ class PosCtx(Statistic):
         else:
             fit["mean"] = fit["mean"] + shift
             out.update(fit)
-        if self.second_moment:
-            mean = total / tokens
-            out["covariance"] = sums["outer"] / tokens - torch.outer(mean, mean)
+        if moment is not None:
+            out |= self._second_moments(moment)
+        return out
+
+    def _second_moments(self, moment: SecondMoment) -> dict[str, Any]:
+        """The covariance, and why there is none of the residuals where it is of a sample."""
+        out: dict[str, Any] = {"covariance_count": moment["count"]}
+        some = f"second_moment_fraction={self.second_moment_fraction}"
+        if int(moment["count"]):
+            out["covariance"] = moment.covariance
+        else:
+            out["covariance"] = Unavailable(f"no token has been counted in the {some} of forwards")
+        if self._samples:
+            out["resid_covariance"] = Unavailable(
+                f"it needs the products of all tokens, and only those of the {some} of forwards "
+                "were taken; give second_moment_fraction=1",
+                by_choice=True,
+            )
         return out
 
     def _fit(
@@ -223,6 +266,7 @@ class PosCtx(Statistic):
         kept: Tensor,
         total: Tensor,
         times: int,
+        outer: Tensor | None,
     ) -> dict[str, Any] | str:
         """The two-way fit about the shift; a text where it is not identified."""
         length = len(count)
@@ -280,10 +324,9 @@ class PosCtx(Statistic):
                 components.resid, design.inverse_norm, pos.shape[1], design.inverse.diagonal().sum()
             ),
         }
-        if self.second_moment:
-            result["resid_covariance"] = (
-                sums["outer"] - sums["context_outer"] / times - a.T @ z
-            ) / tokens
+        if outer is not None:
+            left = (outer - sums["context_outer"] / times - a.T @ z) / tokens
+            result["resid_covariance"] = (left + left.T) / 2
         return result
 
     def _plain_means(
@@ -320,6 +363,7 @@ class PosCtx(Statistic):
         )
 
 
+MATRICES = ("covariance", "resid_covariance")
 FITTED = [
     "mean",
     "pos",
