@@ -69,22 +69,23 @@ class SitePlan:
 
     def taking(self, plans: Mapping[str, Any], site: Site) -> tuple[Parts, frozenset[str]]:
         """The statistics that look at a forward with these plans, and what they need."""
-        if not self._chooses:
-            return self.parts, self.needs
-        parts = [part for part in self.parts if part[0].takes(plans)]
+        parts = self.which_take(self.parts, plans)
+        if parts is self.parts:
+            return parts, self.needs
         return parts, frozenset(need for s, _ in parts for need in s.needs_at(site))
+
+    def which_take(self, parts: Parts, plans: Mapping[str, Any]) -> Parts:
+        """Those of some statistics of the site that look at a forward with these plans."""
+        return [part for part in parts if part[0].takes(plans)] if self._chooses else parts
 
     def second_moment_targets(self, plans: Mapping[str, Any]) -> list[SecondMoment]:
         """What the products of a forward with these plans are added to."""
+        if not self._multiplies:
+            return []
         found = [
             s.second_moment_target(state, plans) for s, state in self._multiplies if s.takes(plans)
         ]
         return [target for target in found if target is not None]
-
-    @property
-    def is_straight(self) -> bool:
-        """Every statistic looks at every forward, and none has products taken."""
-        return not self._chooses and not self._multiplies
 
     @property
     def position_sum_target(self) -> Tensor | None:

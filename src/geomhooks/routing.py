@@ -133,7 +133,7 @@ class Routing:
             if not frame.counts:
                 return
             way = site.shortcut
-            if way and self._went_short(way, frame, out, into, borrowed):
+            if way and self._went_short(site, way, frame, out, into, borrowed):
                 return
         name = site.place.name
         self._refuse_another_thread()
@@ -211,20 +211,22 @@ class Routing:
             reading = Reading(state.site, taps, tokens, reductions, shift, plans, {})
             update(parts, frame, reading)
             state.forwards.value.add_(1)
-            if site.shortcut is None and not alone and site.is_straight:
+            if site.shortcut is None and not alone:
                 site.shortcut = Shortcut.of(site, state, hidden) or False
         if alone:
             self._finish(frame)
         elif borrowed:
             own_what_is_carried(frame.carry, [hidden, *taps.values()])
 
-    def _went_short(self, way: Shortcut, frame: Frame, out: Any, into: Any, borrowed: bool) -> bool:
+    def _went_short(
+        self, site: SitePlan, way: Shortcut, frame: Frame, out: Any, into: Any, borrowed: bool
+    ) -> bool:
         """Go the short way, where it is open."""
         if not way.is_open or not way.fits(out) or way.site.name in frame.fired:
             return False
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                return self._went_short(way, frame, out, into, borrowed)
+                return self._went_short(site, way, frame, out, into, borrowed)
         key = way.stream, out.shape
         stage = frame.stages.get(key)
         if stage is None:
@@ -236,8 +238,12 @@ class Routing:
         if reading is None:
             return False
         frame.fired.add(way.site.name)
+        targets = site.second_moment_targets(stage.plans)
+        if targets:
+            add_products(targets, reading.taps["out"], reading.reductions.keep, way.shift)
         if way.others:
-            update(way.others, frame, reading)
+            others = site.which_take(way.others, stage.plans)
+            update(others, frame, reading)
             if borrowed:
                 own_what_is_carried(frame.carry, reading.taps.values())
         return True

@@ -18,7 +18,7 @@ from geomhooks.native import load, usable
 from geomhooks.plan import SitePlan
 from geomhooks.reductions import OnePass, workers_for
 from geomhooks.state import SiteState
-from geomhooks.statistics.base import Reading
+from geomhooks.statistics.base import Reading, Statistic
 from geomhooks.tokens import Tokens
 
 __all__ = ["Shortcut", "Stage"]
@@ -96,7 +96,9 @@ class Shortcut:
             return None
         taken = [s for s, held in site.parts if s.two_way(held) is not None]
         needed = {n for s, _ in site.parts if s not in taken for n in s.needs_at(state.site)}
-        return cls(site, state, hidden.dtype) if len(taken) < 2 and needed <= GIVEN else None
+        always = all(type(s).takes is Statistic.takes for s in taken)
+        fits = len(taken) < 2 and always and needed <= GIVEN
+        return cls(site, state, hidden.dtype) if fits else None
 
     def fits(self, tensor: Tensor) -> bool:
         """A tensor is of the kind that this way was opened for."""

@@ -164,9 +164,9 @@ class PosCtx(Statistic):
             )
 
     def two_way(self, state: Mapping[str, Any]) -> TwoWay | None:
-        """The sums, unless outer products are taken as well."""
+        """The sums, unless outer products of those of contexts are taken as well."""
         sums: TwoWay = state["sums"]
-        return None if self.second_moment else sums
+        return None if sums.second_moment else sums
 
     def second_moment_target(
         self, state: Mapping[str, Any], plans: Mapping[str, Any]
