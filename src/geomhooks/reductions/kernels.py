@@ -248,7 +248,7 @@ def scan(
             if UNITS or (MOVES and not KNOWN):
                 part = side_by_side(y_sum, y_square, held, zero, zero, zero, zero, zero)
                 tl.store(to + 8, part, mask=mask)
-        if POSITIONS or CONTEXTS or UNITS:
+        if (POSITIONS or CONTEXTS) or UNITS:
             position_then, centred_then, raw_then = position_sums, centred_sums, raw_sums
             position_sums, centred_sums, raw_sums = (), (), ()
             if CONTEXTS == 1:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Tile", "kernels_run", "reduce_move_triton", "reduce_triton", "tile_for"]
 
+OLDEST = (3, 3)  # Triton that knows tuples; it came with torch 2.7
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 STRIPES = 8
 TOKENS = 128  # of a program that finishes tokens
@@ -69,6 +71,8 @@ def kernels_run(*states: Tensor) -> bool:
 def compiles_for(device: torch.device) -> bool:
     """Triton is there, knows the device and finds a compiler for its launchers; tried once."""
     if find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    if tuple(map(int, version("triton").split(".")[:2])) < OLDEST:
         return False
     try:
         states = torch.zeros((1, 1, 1), device=device)
