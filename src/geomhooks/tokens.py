@@ -141,7 +141,7 @@ class Tokens:
         return TokenGrids(
             self.real.contiguous(),
             self.first.contiguous(),
-            rows,
+            rows.contiguous(),
             None if segments is None else segments.contiguous(),
             order,
             ordered,

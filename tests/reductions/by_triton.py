@@ -20,6 +20,7 @@ from torch import Tensor
 
 import geomhooks as gh
 import geomhooks.reductions as reductions
+from geomhooks import accumulators, two_way, unit_vectors
 from geomhooks.calls import Statement
 from geomhooks.reductions import NAMES, Reduced, on_cuda, plain
 from geomhooks.reductions.on_cuda import reduce_move_triton, reduce_triton
@@ -53,7 +54,10 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         calls.append(1)
         return reduce_triton(*arguments)
 
-    monkeypatch.setattr(reductions, "usable", lambda *_: False)
+    for module in (reductions, accumulators, two_way, unit_vectors):
+        monkeypatch.setattr(module, "usable", lambda *_: False)
+    for module in (accumulators, two_way, unit_vectors):
+        monkeypatch.setattr(module, "runs_on", lambda *_: True)
     monkeypatch.setattr(reductions, "kernels_run", lambda *_: True)
     monkeypatch.setattr(reductions, "reduce_triton", counted)
     yield calls
@@ -314,6 +318,32 @@ def test_law(
 def test_digits(forced: Any) -> None:
     test_precision.test_steps_of_a_millionth_of_a_radian()
     test_precision.check_huge_means(C=24, T=8)
+
+
+@on_a_cpu
+@pytest.mark.parametrize("layout", ["columns", "holes", "packed"])
+def test_contexts_that_are_closed(layout: str, request: pytest.FixtureRequest) -> None:
+    """Of four contexts two stay open, and three are kept: all rows are used again."""
+    model = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Linear(5, 5))
+    random = torch.Generator().manual_seed(6)
+    batches = [torch.randn((4, 6, 5), generator=random) for _ in range(3)]
+    mask = torch.ones(4, 6, dtype=torch.bool)
+    if layout == "holes":
+        mask[1:, 2] = mask[2:, 4] = mask[3, :] = False
+    contexts = torch.arange(4)[:, None] * 2 + (torch.arange(6) > 2)
+
+    def stream() -> Any:
+        statistics = [gh.PosCtx(contexts=3, open_contexts=8, positions=6), gh.Sphere()]
+        with torch.no_grad(), gh.watch(model, statistics=statistics) as watch:
+            for index, states in enumerate(batches):
+                told = {"contexts": 100 * index + contexts} if layout == "packed" else {}
+                with watch.tokens(mask=mask, **told):
+                    model(states)
+        return watch.geometry()
+
+    expected = stream()
+    request.getfixturevalue("forced")
+    same_numbers(expected, stream(), rtol=5e-5)
 
 
 @on_a_cpu

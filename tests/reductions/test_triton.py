@@ -18,10 +18,15 @@ from tests.integrations.training import needs
 ROOT = Path(__file__).parents[2]
 POINTERS = {
     "fp64": "shift in_ones in_radius by_position by_context units found tallies about offset "
-    "square",
-    "i64": "contexts order positions count",
-    "i1": "real first keep",
-    "fp32": "raw",
+    "square around added weights differences open_sum edges context_square context_mean e total "
+    "squares values least greatest",
+    "i64": "contexts order positions count counts slots ends kept open_count kept_count number",
+    "i1": "real first keep fresh begun where shifted",
+    "fp32": "raw kept_sum",
+}
+LOCAL = {  # the same names of other things
+    "_count": {"by_position": "*i64", "by_context": "*i64"},
+    "_follow": {"by_position": "i32", "by_context": "i32"},
 }
 
 
@@ -56,11 +61,12 @@ def compile_for_gpu(name: str, capability: int, state: str, **constants: int) ->
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from geomhooks.gpu import adds
     from geomhooks.reductions import kernels
 
-    kernel = getattr(kernels, name)
+    kernel = getattr(kernels if hasattr(kernels, name) else adds, name)
     types = {n: f"*{kind}" for kind, names in POINTERS.items() for n in names.split()}
-    types |= {"h": f"*{state}", "y": f"*{state}"}
+    types |= {"h": f"*{state}", "y": f"*{state}"} | LOCAL.get(name, {})
     chosen = {n: constants.get(n, True) for n in kernel.arg_names if n.isupper()}
     signature = {n: "constexpr" if n in chosen else types.get(n, "i32") for n in kernel.arg_names}
     compiled = triton.compile(
@@ -83,6 +89,14 @@ def compile_for_gpu(name: str, capability: int, state: str, **constants: int) ->
         ("finish_tokens", "bf16", {"C": 128, "D": 1024}),
         ("finish_tokens", "bf16", {"C": 128, "D": 1024, "KNOWN": 0, "UNITS": 0, "STATE": 0}),
         ("finish_directions", "bf16", {"STRIPES": 8, "D": 8192}),
+        ("_count", "bf16", {"C": 256}),
+        ("_count", "bf16", {"C": 256, "COLUMNS": 0, "BY_ROW": 0}),
+        ("_follow", "bf16", {"C": 64, "D": 256}),
+        ("_follow", "bf16", {"C": 64, "D": 256, "INTERVAL": 0}),
+        ("_follow", "bf16", {"C": 64, "D": 256, "FOLD": 0}),
+        ("_add_directions", "bf16", {"GROUPS": 2, "D": 256}),
+        ("_settle", "bf16", {"C": 1024}),
+        ("_add_moments", "bf16", {"C": 64}),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value,
 )  # fmt: skip

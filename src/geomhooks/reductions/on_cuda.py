@@ -22,16 +22,14 @@ Sums are taken in float32 within a tile and in float64 beyond it, see ``kernels`
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from geomhooks.gpu import on_device_of, runs_on
 from geomhooks.reductions.plain import Directions, Reduced, reduce_plain
 
 if TYPE_CHECKING:
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Tile", "kernels_run", "reduce_move_triton", "reduce_triton", "tile_for"]
 
-OLDEST = (3, 3)  # Triton that knows tuples; it came with torch 2.7
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 STRIPES = 8
 TOKENS = 128  # of a program that finishes tokens
@@ -58,33 +55,8 @@ class Tile(NamedTuple):
 
 
 def kernels_run(*states: Tensor) -> bool:
-    """The kernels can run on these states: on a GPU that compiles them, and nobody traces."""
-    return (
-        all(type(s) is Tensor and s.is_cuda and s.dtype in TYPES for s in states)
-        and not torch.compiler.is_compiling()
-        and not torch._C._is_tracing()
-        and compiles_for(states[0].device)
-    )
-
-
-@cache
-def compiles_for(device: torch.device) -> bool:
-    """Triton is there, knows the device and finds a compiler for its launchers; tried once."""
-    if find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    if tuple(map(int, version("triton").split(".")[:2])) < OLDEST:
-        return False
-    try:
-        states = torch.zeros((1, 1, 1), device=device)
-        reduce_move_triton(states, states)
-    except Exception as error:
-        warnings.warn(
-            f"Triton cannot compile for {device}, so hidden states there are reduced by ordinary "
-            f"torch, which gives the same numbers more slowly: {error}",
-            stacklevel=2,
-        )
-        return False
-    return True
+    """The kernels can run on these states."""
+    return all(state.dtype in TYPES for state in states) and runs_on(*states)
 
 
 @cache
@@ -132,6 +104,29 @@ def reduce_triton(
     moves = "step" in needs and into is not None
     if out.dtype not in TYPES or (moves and into is not None and into.dtype not in TYPES):
         return reduce_plain(needs, out, into, tokens, shift, known, position_sum)
+    with on_device_of(out):
+        return _reduce(needs, out, into if moves else None, tokens, shift, known, position_sum)
+
+
+def reduce_move_triton(out: Tensor, into: Tensor) -> Reduced:
+    """The reductions of the move from ``into`` to ``out`` (B, T, d) alone, for all tokens."""
+    everything = torch.ones(out.shape[:2], dtype=torch.bool, device=out.device)
+    with on_device_of(out):
+        _, found = _scan(out, into, everything, everything, None, None)
+    r = Reduced(everything)
+    r.radial, r.tangential, r.outward = found[5:]
+    return r
+
+
+def _reduce(
+    needs: frozenset[str],
+    out: Tensor,
+    into: Tensor | None,
+    tokens: Tokens,
+    shift: Tensor,
+    known: Reduced | None,
+    position_sum: Tensor | None,
+) -> Reduced:
     batch, length, width = out.shape
     device, wide = out.device, torch.float64
     grid = tokens.grids
@@ -150,7 +145,7 @@ def reduce_triton(
         torch.zeros(sum(sizes), dtype=wide, device=device), sizes
     )
     keep, found = _scan(
-        out, into if moves else None, grid.real, grid.first, shift, known,
+        out, into, grid.real, grid.first, shift, known,
         positions=target if columns and positions else None, start=start,
         contexts=(grid.rows if by_row else grid.segments) if contexts else None, by_row=by_row,
         by_context=by_context, number=number, units=unit_sums if units else None,
@@ -171,20 +166,11 @@ def reduce_triton(
         r.context_sum = by_context.view(number, width)
     if units:
         r.directions = _directions(unit_sums, tallies, shift, width)
-    if moves:
+    if into is not None:
         r.radial, r.tangential, r.outward = found[5:]
     if "shifted" in needs:
         x = out.to(torch.float32) - shift.to(torch.float32)
         r.shifted = torch.where(keep[..., None], x, 0.0)
-    return r
-
-
-def reduce_move_triton(out: Tensor, into: Tensor) -> Reduced:
-    """The reductions of the move from ``into`` to ``out`` (B, T, d) alone, for all tokens."""
-    everything = torch.ones(out.shape[:2], dtype=torch.bool, device=out.device)
-    _, found = _scan(out, into, everything, everything, None, None)
-    r = Reduced(everything)
-    r.radial, r.tangential, r.outward = found[5:]
     return r
 
 
