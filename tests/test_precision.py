@@ -57,8 +57,11 @@ def known_ids(numbers: Any, found: Any) -> Any:
 
 
 def test_dimensions_with_a_mean_of_ten_thousand_deviations() -> None:
+    check_huge_means(C=200, T=24)
+
+
+def check_huge_means(C: int, T: int, d: int = 32) -> None:
     rng = np.random.default_rng(0)
-    C, T, d = 200, 24, 32
     mean = rng.standard_normal(d)
     mean[[3, 17]] = 1e4, -1e4
     states = (

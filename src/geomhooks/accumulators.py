@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from geomhooks.errors import SchemaError
+from geomhooks.gpu import load as load_kernels
+from geomhooks.gpu import runs_on
 from geomhooks.native import load, usable
 
 if TYPE_CHECKING:
@@ -344,6 +346,10 @@ class Moments(Accumulator):
         values = values.to(moments[0]["total"].dtype)
         if usable(values, where, moments[0]["total"]):
             Moments._add_each_native(moments, values.contiguous(), at, where.contiguous())
+            return
+        if isinstance(at, slice) and runs_on(values, where, moments[0]["total"]):
+            given = values.contiguous(), at.start or 0, where.contiguous()
+            load_kernels().add_moments(moments, *given)
             return
         where = where & torch.isfinite(values)
         shifts = Moments._settle_shifts(moments, values.flatten(2), where.flatten(2))

@@ -53,6 +53,27 @@ class TokenArrays(NamedTuple):
     rows: Any
 
 
+class TokenGrids(NamedTuple):
+    """Tokens as kernels on a GPU are told of them: see :class:`Tokens`.
+
+    Attributes:
+        real: (B, T) bool, contiguous as all of them are.
+        first: (B, T) bool.
+        rows: (B,) int64, the context of each row where a row is in one.
+        segments: (B, T) int64, the context of each token where it is not, else None.
+        order: (B T,) int64, the tokens sorted by position, those that are not real behind them;
+            None where positions are columns.
+        sorted: (B T,) int64, their positions, the capacity where they are not real.
+    """
+
+    real: Tensor
+    first: Tensor
+    rows: Tensor
+    segments: Tensor | None
+    order: Tensor | None
+    sorted: Tensor | None
+
+
 @dataclass
 class Tokens:
     """The tokens of one forward of one stream, on one device.
@@ -106,6 +127,24 @@ class Tokens:
             segments is None,
             unused if segments is None else np.ascontiguousarray(segments.numpy()),
             np.arange(len(self.real)) if self.rows is None else self.rows.numpy(),
+        )
+
+    @cached_property
+    def grids(self) -> TokenGrids:
+        """What kernels on a GPU are told of the tokens; nothing waits for the device."""
+        rows, segments, ordered, order = self.rows, self.segments, None, None
+        if rows is None:
+            rows = torch.arange(len(self.real), device=self.real.device)
+        if self.start is None:
+            positions = torch.where(self.real, self.positions, self.capacity)
+            ordered, order = positions.reshape(-1).sort()
+        return TokenGrids(
+            self.real.contiguous(),
+            self.first.contiguous(),
+            rows.contiguous(),
+            None if segments is None else segments.contiguous(),
+            order,
+            ordered,
         )
 
     @cached_property
@@ -181,15 +220,15 @@ class Tokens:
             else torch.zeros_like(counts).index_add_(0, self.rows, counts)
         )
 
-    def forget_arrays(self) -> None:
-        """A copy is about to have other tensors."""
-        for name in ("arrays", "record", "any_real", "sample"):
+    def forget_views(self) -> None:
+        """Forget what was made of other tensors than these."""
+        for name in ("arrays", "record", "grids", "any_real", "sample"):
             self.__dict__.pop(name, None)
 
     def of_rows(self, rows: slice) -> Tokens:
         """The tokens of some rows; each row a context, where rows are in one context."""
         part = copy.copy(self)
-        part.forget_arrays()
+        part.forget_views()
         part.rows = None
         for name in ("real", "positions", "first", "segments"):
             value = getattr(self, name)
@@ -199,7 +238,7 @@ class Tokens:
     def to(self, device: torch.device) -> Tokens:
         """Copy to a device."""
         moved = copy.copy(self)
-        moved.forget_arrays()
+        moved.forget_views()
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(moved, name, value.to(device))

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
 from geomhooks.contexts import Contexts, Fold, MergePlan, Step
+from geomhooks.gpu import load as load_kernels
+from geomhooks.gpu import runs_on
 from geomhooks.native import load, usable
 from geomhooks.table import add_rows
 
@@ -89,6 +91,9 @@ class TwoWay(Accumulator):
             held = self.array("position_count"), self.array("square")
             load().count_tokens(*found, *where, *held, counts)
             return torch.from_numpy(counts)[:-1]
+        if runs_on(keep, around, number):
+            counted: Tensor = load_kernels().count_tokens(self, tokens, keep, around)
+            return counted
         if tokens.start is not None:
             number[tokens.at].add_(keep.sum(0))
         else:
@@ -103,6 +108,9 @@ class TwoWay(Accumulator):
             held = [self.array(name) for name in FOLLOWING]
             for step in steps:
                 load().follow(*added, *step.arrays, *held)
+            return
+        if not self.second_moment and runs_on(sums, counts, self["open_sum"]):
+            load_kernels().follow(self, steps, sums, counts)
             return
         for step in steps:
             if step.fold is not None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
+from geomhooks.gpu import load as load_kernels
+from geomhooks.gpu import runs_on
 from geomhooks.native import load, usable
 
 __all__ = ["Offsets", "UnitVectors", "offsets"]
@@ -96,6 +98,9 @@ class UnitVectors(Accumulator):
         if usable(*given, self["square"]):
             held = (self.array(name) for name in ("about", "count", "offset", "square"))
             load().add_directions(*(tensor.numpy() for tensor in given), *held)
+            return
+        if runs_on(*given, self["square"]):
+            load_kernels().add_directions(self, *given)
             return
         self["about"].copy_(about)
         self["count"].add_(count)

@@ -4,7 +4,8 @@ Every reduction of the hidden states h (B, T, d), of the block's input, the toke
 fixed shift s (d,) that any statistic needs is computed here, together, so that no two statistics
 read the same hidden state twice. ``plain`` is the definition in ordinary torch, right everywhere
 and traced by compilers; ``fused`` computes the same on a CPU in one pass over memory, and ``tiled``
-stands in for it where numba is not installed.
+stands in for it where numba is not installed; ``on_cuda`` computes it on a GPU in one pass, where
+Triton is there, which comes with torch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from geomhooks.native import usable
 from geomhooks.reductions.fused import OnePass, reduce_fused, reduce_move_fused, workers_for
+from geomhooks.reductions.on_cuda import kernels_run, reduce_move_triton, reduce_triton
 from geomhooks.reductions.plain import (
     NAMES,
     Directions,
@@ -43,6 +45,8 @@ def reduce(
     way = reduce_plain
     if usable(out):
         way = reduce_fused
+    elif kernels_run(out) and (into is None or kernels_run(into)):
+        way = reduce_triton
     elif out.device.type == "cpu" and not torch.compiler.is_compiling():
         way = reduce_tiled
     return way(needs, out, into, tokens, shift, known, position_sum)
@@ -50,4 +54,6 @@ def reduce(
 
 def reduce_move(out: Tensor, into: Tensor) -> Reduced:
     """The reductions of the move from ``into`` to ``out`` (B, T, d) alone, for all tokens."""
+    if kernels_run(out, into):
+        return reduce_move_triton(out, into)
     return reduce_move_fused(out, into) if usable(out, into) else reduce_move_plain(out, into)

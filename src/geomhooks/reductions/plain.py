@@ -151,7 +151,7 @@ def reduce_plain(
     if "directions" in needs:
         first = tokens.first
         weights = unit_weights(r.squared_norm, r.ones, keep, first, width)
-        sums = (weights.view(4, -1) @ x.view(-1, width)).view(2, 2, width)
+        sums = (weights.view(4, -1) @ x.reshape(-1, width)).view(2, 2, width)
         r.directions = directions_of(r, sums, x @ shift, shift, first)
     if "step" in needs and into is not None:
         add_move(r, h, into.to(dtype), known)
