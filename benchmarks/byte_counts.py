@@ -23,7 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from geomhooks.calls import Call, Statement
 from geomhooks.reductions.plain import Reduced, reduce_plain
+from geomhooks.reductions.products import COLUMNS, ROWS, add_products, pieces
 from geomhooks.reductions.tiled import TILE_BYTES, reduce_tiled
+from geomhooks.second_moment import SecondMoment
 from geomhooks.tokens import Tokens, TokenStream
 
 __all__ = ["Count", "Moved", "at_least", "fused", "on_paper", "plain", "tables", "tiled"]
@@ -170,25 +172,22 @@ def inputs(shape: tuple[int, int, int]) -> tuple[Any, ...]:
     return out, into, tokens, shift, known, torch.zeros(length, width, dtype=torch.float64)
 
 
-def second_moment(shape: tuple[int, int, int]) -> dict[str, float]:
-    """The product x^T x of ``PosCtx(second_moment=True)``, in reads: at least, and by each way."""
-    width = shape[2]
+def second_moment(shape: tuple[int, int, int]) -> tuple[float, Count]:
+    """The product x^T x of ``Covariance``, in reads: at least, and as it is done.
+
+    A thousand rows at a time are read, stay in a cache while they are multiplied, and what comes
+    out is added to the upper triangle of the wide (d, d) sum: its traffic is once for each piece.
+    """
+    batch, length, width = shape
     read, arguments = 4 * prod(shape), inputs(shape)
-    outer = torch.zeros(width, width, dtype=torch.float64)
-    shifted = reduce_plain(frozenset({"shifted"}), *arguments[:4]).shifted
-    assert shifted is not None
-    with Moved() as mode:  # as its update does it
-        x = shifted.flatten(0, 1).to(outer.dtype)
-        outer.add_(x.T @ x)
-    product = mode.bytes / read
-    found = {"at least": 2 * outer.nbytes / read}
-    for name, way in (("tiled", reduce_tiled), ("plain", reduce_plain)):
-        more = moved(way, frozenset({"shifted"}), *arguments)
-        found[name] = product + (more - moved(way, frozenset(), *arguments)) / read
-    out, _, _, shift, known, _ = arguments
-    with Moved() as mode:  # the compiled loops leave the shifted states to torch
-        torch.where(known.keep[..., None], out - shift.to(out.dtype), 0.0)
-    return found | {"fused": product + mode.bytes / read}
+    out, _, tokens, shift, *_ = arguments
+    target = SecondMoment(width).allocate()
+    with Moved() as mode:
+        add_products([target], out, tokens.real, shift)
+    triangle = width * (width + 1) / 2 * WIDE * 2 / read
+    touched_ = triangle + min(COLUMNS, width) * width / 2 * WIDE * 2 / read  # by blocks of columns
+    chunks = len(list(pieces(batch, length, ROWS)))
+    return 1 + triangle, Count(1 + chunks * touched_, mode.bytes / read)
 
 
 def tables() -> str:
@@ -236,10 +235,11 @@ def table(shape: tuple[int, int, int]) -> str:
         lines.append(f"| {what} | {' | '.join(cells([way[name] for way in ways]))} |")
     sums = [Count(*map(sum, zip(*way.values(), strict=True))) for way in ways]
     lines.append(f"| **default statistics** | {' | '.join(cells(sums))} |")
-    more = second_moment(shape)
-    product = [more["at least"], more["fused"], more["fused"], more["tiled"], more["tiled"]]
-    cells_of = " | ".join(f"{value:.2f}" for value in (*product, more["plain"]))
-    lines.append(f"| with `second_moment=True`, besides | {cells_of} |")
+    least, product = second_moment(shape)
+    cells_of = f"{least:.2f} | {product.memory:.2f} | {product.whole:.2f}"
+    lines.append(
+        f"| `Covariance`, besides | {cells_of} | the same | the same | {product.whole:.2f} |"
+    )
     return "\n".join(lines)
 
 
