@@ -225,7 +225,7 @@ class History:
                 f"append({step}, ...): the last step is {self._steps[-1]}, and steps ascend; "
                 f"history.cut({step - 1}) forgets what came after step {step - 1}"
             )
-        scalars = select_scalars(geometry.scalars(), self.only)
+        scalars = geometry.scalars(only=self.only)
         for name in scalars:
             self._columns.setdefault(name, len(self._columns))
         values = np.zeros(len(self._columns))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from geomhooks.errors import UnidentifiedError
 
-__all__ = ["Result", "Unavailable"]
+__all__ = ["Lazy", "Result", "Unavailable"]
 
 
 class Unavailable:
@@ -18,6 +19,35 @@ class Unavailable:
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
+
+
+class Lazy:
+    """A result that takes long to compute: it is when it is first read, and then it is kept.
+
+    Example:
+        >>> result = Result(rank=Lazy(lambda: torch.tensor(3)))
+        >>> result
+        Result(rank=not computed yet)
+        >>> int(result.rank), result
+        (3, Result(rank=3))
+    """
+
+    def __init__(self, compute: Callable[[], Any]) -> None:
+        self._compute = compute
+
+    @cached_property
+    def value(self) -> Any:
+        """What it is; no further Lazy."""
+        with torch.no_grad():
+            return self._compute()
+
+    @property
+    def is_computed(self) -> bool:
+        """Reading it costs nothing."""
+        return "value" in self.__dict__
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"value": self.value}  # in a pickle or a copy, for functions cannot go there
 
 
 class Result(Mapping[str, Any]):
@@ -34,6 +64,8 @@ class Result(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         value = self._values[name]
+        if isinstance(value, Lazy):
+            value = value.value
         if isinstance(value, Unavailable):
             raise UnidentifiedError(f"{name}: {value.reason}")
         return value
@@ -56,6 +88,8 @@ class Result(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         def show(value: Any) -> str:
+            if isinstance(value, Lazy):
+                return show(value.value) if value.is_computed else "not computed yet"
             if isinstance(value, Tensor):
                 return f"{value.item():.6g}" if value.ndim == 0 else f"{tuple(value.shape)}"
             if isinstance(value, Unavailable):
@@ -66,12 +100,24 @@ class Result(Mapping[str, Any]):
             f"Result({', '.join(f'{name}={show(value)}' for name, value in self._values.items())})"
         )
 
-    def scalars(self, prefix: str = "") -> dict[str, float]:
-        """All 0-dimensional results, flat, as floats."""
+    def scalars(
+        self, prefix: str = "", wanted: Callable[[str], bool] | None = None
+    ) -> dict[str, float]:
+        """All 0-dimensional results, flat, as floats.
+
+        Args:
+            prefix: what their names begin with.
+            wanted: says by its name whether a scalar is wanted; others are not computed.
+        """
         flat: dict[str, float] = {}
         for name, value in self._values.items():
             if isinstance(value, Result):
-                flat |= value.scalars(f"{prefix}{name}/")
-            elif isinstance(value, Tensor) and value.ndim == 0:
+                flat |= value.scalars(f"{prefix}{name}/", wanted)
+                continue
+            if wanted is not None and not wanted(prefix + name):
+                continue
+            if isinstance(value, Lazy):
+                value = value.value
+            if isinstance(value, Tensor) and value.ndim == 0:
                 flat[prefix + name] = float(value.to(torch.float64))
         return flat

@@ -9,6 +9,7 @@ from geomhooks.functional.clusters import (
 )
 from geomhooks.functional.cosines import cosines, unit_rows
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
+from geomhooks.functional.group_means import MeanDifference, mean_difference
 from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
 from geomhooks.functional.rank import (
     effective_rank,
@@ -39,6 +40,7 @@ __all__ = [
     "Components",
     "Design",
     "Incoherence",
+    "MeanDifference",
     "PrincipalComponents",
     "RelativeNorm",
     "ScreeNOT",
@@ -56,6 +58,7 @@ __all__ = [
     "group_similarity",
     "incoherence",
     "low_frequency_share",
+    "mean_difference",
     "mean_pairwise_cosine",
     "principal_components",
     "published_group_similarity",

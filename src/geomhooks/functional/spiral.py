@@ -27,6 +27,9 @@ class PrincipalComponents(NamedTuple):
 def principal_components(vectors: Tensor, number: int = 2) -> PrincipalComponents:
     """Leading principal components about the origin; pos has zero mean by its definition.
 
+    They come from the smaller Gram matrix, in float64: several times as fast as a singular value
+    decomposition, and only components below 1e-8 of the largest are lost in rounding.
+
     Args:
         vectors: (T, d), a row each; not centred here.
         number: k.
@@ -56,13 +59,19 @@ def principal_components(vectors: Tensor, number: int = 2) -> PrincipalComponent
             vectors.new_full((number, columns), nan),
             vectors.new_full((number,), nan),
         )
-    left, values, right = torch.linalg.svd(vectors, full_matrices=False)
-    squares = (values / values[0]).square()
-    left, right = left[:, :number], right[:number]
+    largest = vectors.abs().max()
+    scaled = vectors.double() / largest.clamp(min=torch.finfo(vectors.dtype).tiny)
+    if rows <= columns:
+        left = torch.linalg.eigh(scaled @ scaled.T).eigenvectors.flip(1)[:, :number]
+        axes = torch.linalg.qr(scaled.T @ left).Q.T
+    else:
+        axes = torch.linalg.eigh(scaled.T @ scaled).eigenvectors.flip(1)[:, :number].T
     # A decomposition is free to turn an axis around; settle it.
-    sign = right.gather(1, right.abs().argmax(1, keepdim=True)).sign()
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    scores = scaled @ axes.T
+    shares = scores.square().sum(0) / scaled.square().sum()
     return PrincipalComponents(
-        left * values[:number] * sign.T, right * sign, squares[:number] / squares.sum()
+        scores.to(vectors.dtype) * largest, axes.to(vectors.dtype), shares.to(vectors.dtype)
     )
 
 
