@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -11,21 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geomhooks.functional import screenot, singular_values
-
-LETTERS = {"imputation": "i", "winsorization": "w", "zero": "0"}
-
-
-def package(matrix: np.ndarray, bound: int, strategy: str) -> tuple[int, float]:
-    """Rank and threshold of the authors' package; where it is missing skip, or fail in CI."""
-    try:
-        import screenot as published
-    except ImportError:
-        say = "needs the published package: pip install --no-deps screenot"
-        if os.environ.get("CI"):
-            pytest.fail(say)
-        pytest.skip(say)
-    _, threshold, rank = published.adaptiveHardThresholding(matrix, bound, LETTERS[strategy])
-    return int(rank), float(threshold)
+from tests.published import LETTERS, published_screenot
 
 
 def smooth_low_rank(rank: int, noise: float) -> np.ndarray:
@@ -54,7 +38,7 @@ def test_the_package_finds_the_same(shape: tuple[int, int], strategy: str) -> No
         colour = np.linspace(0.3, 2, shape[1])  # noise of unequal size across dimensions
         matrix = signal + colour * rng.standard_normal(shape)
         for bound in (1, 3, 10):
-            rank, threshold = package(matrix, bound, strategy)
+            rank, threshold = published_screenot(matrix, bound, strategy)
             found = screenot(torch.from_numpy(matrix), bound, strategy)  # type: ignore[arg-type]
             assert float(found.rank) == rank
             assert float(found.threshold) == pytest.approx(threshold, abs=1.5e-5)

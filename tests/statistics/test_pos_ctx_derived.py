@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from geomhooks import functional
 from geomhooks.results import Lazy, Result
 from geomhooks.statistics import pos_ctx_derived
 from tests.models import Stack
+from tests.published import published_screenot
 from tests.statistics.test_pos_ctx import measure, randn
 
 
@@ -27,22 +27,11 @@ def spiral_states(C: int = 40, T: int = 64, d: int = 96, turns: float = 1.5) -> 
     return 3 + path + randn(C, 1, d, seed=2) + 0.5 * randn(C, T, d, seed=3)
 
 
-def published_rank(pos: Tensor) -> int:
-    try:
-        import screenot as published
-    except ImportError:
-        say = "needs the published package: pip install --no-deps screenot"
-        if os.environ.get("CI"):
-            pytest.fail(say)
-        pytest.skip(say)
-    return int(published.adaptiveHardThresholding(pos.numpy(), 20, "i")[2])
-
-
 def test_a_planted_spiral() -> None:
     found = measure(spiral_states(), positions=64, second_moment=True)
     singular = torch.linalg.svdvals(found.pos)
     torch.testing.assert_close(found.singular_values, singular, rtol=0, atol=1e-7 * singular[0])
-    assert float(found.rank) == 2 == published_rank(found.pos)
+    assert float(found.rank) == 2 == published_screenot(found.pos.numpy())[0]
     assert singular[1] > found.rank_threshold > singular[2]
     assert float(found.rank_above_noise) == 2
     assert float(found.stable_rank) == pytest.approx(2, abs=0.3)

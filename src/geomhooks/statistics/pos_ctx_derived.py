@@ -12,7 +12,7 @@ from torch import Tensor
 from geomhooks.functional.clusters import group_similarity
 from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
 from geomhooks.functional.rank import effective_rank, explained_ratio, rank_above, stable_rank
-from geomhooks.functional.relative_norm import RelativeNorm, relative_norm
+from geomhooks.functional.relative_norm import relative_norm
 from geomhooks.functional.screenot import screenot
 from geomhooks.functional.smoothness import finite_differences, low_frequency_share
 from geomhooks.functional.spiral import (
@@ -60,14 +60,12 @@ def derive(fitted: Mapping[str, Any], token_mean: Tensor) -> dict[str, Any]:
     derived["incoherence"] = against_chance(pos, ctx)
     if bool((group != group[:1]).any()):
         similar = Lazy(partial(group_similarity, ctx, group))
-        derived["similarity"] = Result(
-            inter=Lazy(lambda: similar.value.inter), intra=Lazy(lambda: similar.value.intra)
-        )
+        derived["similarity"] = Result(inter=part(similar, "inter"), intra=part(similar, "intra"))
     if "covariance" in fitted:
         count = fitted["position_count"][seen]
-        norms = Lazy(partial(relative_norm, pos, fitted["covariance"], token_mean, count))
+        norm = Lazy(partial(relative_norm, pos, fitted["covariance"], token_mean, count))
         derived["relative_norm"] = Result(
-            **{name: part(norms, name) for name in RelativeNorm._fields}
+            centred=part(norm, "centred"), uncentred=part(norm, "uncentred")
         )
     return derived
 
