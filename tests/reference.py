@@ -204,13 +204,11 @@ def pos_ctx(
     clipped = {"pos": max(s2_pos, 0.0), "ctx": max(s2_ctx, 0.0), "resid": max(s2_resid, 0.0)}
     whole = sum(clipped.values())
 
-    singular = np.linalg.svd(fit.pos, compute_uv=False)
     position_mean = np.stack([states[row_t == t].mean(0) for t in range(T)])
     numbers: Numbers = {
         "mean": relative_to(rms, fit.mu, rtol=1e-6),
         "position_mean": relative_to(rms, at_all_positions(position_mean, positions), rtol=1e-6),
         "pos": relative_to(spread, at_all_positions(fit.pos, positions)),
-        "stable_rank": plain(ratio((singular**2).sum(), singular[0] ** 2)),
         "ctx": relative_to(spread, fit.ctx),
         "context_id": exact(ids),
         "context_length": exact(n_c),
@@ -233,7 +231,9 @@ def pos_ctx(
         numbers[f"corrected_shares.{name}"] = relative_to(
             max(scale_pos, scale_ctx, scale_resid) / whole, clipped[name] / whole
         )
+    numbers |= derived(fit, C)
     if second_moment:
+        numbers |= relative_norms(fit.pos[row_t], states)
         centred = states - states.mean(0)
         left = np.maximum(fit.resid.std(0), np.sqrt(PRODUCT / 1e-5) * spread)
         numbers["covariance_count"] = exact(count)
@@ -242,6 +242,46 @@ def pos_ctx(
             np.outer(left, left), fit.resid.T @ fit.resid / count
         )
     return numbers
+
+
+def derived(fit: Fit, C: int) -> Numbers:
+    """What follows from pos and ctx alone."""
+    T = len(fit.pos)
+    nan = float("nan")
+    singular = np.linalg.svd(fit.pos, compute_uv=False)
+    part = singular / singular.sum() if T > 1 else np.full(1, nan)
+    numbers = {
+        "singular_values": relative_to(singular[0], singular),
+        "stable_rank": plain(ratio((singular**2).sum(), singular[0] ** 2)),
+        "effective_rank": plain(np.exp(-(part * np.log(np.maximum(part, 1e-300))).sum())),
+    }
+    steps, share, cosine = np.full(1, nan), nan, np.full(1, nan)
+    if T > 1:
+        direction = unit(fit.pos)
+        steps = (np.diff(direction, axis=0) ** 2).sum(1)
+        angle = np.pi * np.outer(2 * np.arange(T) + 1, np.arange(T)) / (2 * T)
+        basis = np.cos(angle) * np.sqrt(np.where(np.arange(T) > 0, 2, 1) / T)
+        spectrum = basis.T @ (direction @ direction.T) @ basis
+        share = np.diag(spectrum)[:10].sum() / T
+        if C > 1:
+            cosine = np.abs(direction @ unit(fit.ctx).T)
+    numbers |= {
+        "smoothness.low_frequency_share": plain(share),
+        "smoothness.mean_difference": plain(steps.mean()),
+        "smoothness.largest_difference": plain(steps.max()),
+        "incoherence.mean": plain(cosine.mean()),
+        "incoherence.max": plain(cosine.max()),
+    }
+    return numbers
+
+
+def relative_norms(pos: np.ndarray, states: np.ndarray) -> Numbers:
+    """Song & Zhong's, with a row of pos for each token."""
+    above = np.linalg.norm(pos, 2)
+    return {
+        "relative_norm.centred": plain(above / np.linalg.norm(states - states.mean(0), 2)),
+        "relative_norm.uncentred": plain(above / np.linalg.norm(states, 2)),
+    }
 
 
 def gram_of_many(row_c: np.ndarray, row_t: np.ndarray, n_c: np.ndarray, T: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import geomhooks as gh
 from tests.conformance.harness import compare
 from tests.models import minilm, smollm, texts
+from tests.published import published_screenot
 from tests.reference import Observations, histogram_fits, log_radius, pos_ctx, sphere
 
 BATCH = 8
@@ -130,6 +131,21 @@ def test_position_and_context(run: Run) -> None:
         ids = np.sort(np.asarray(found.context_id))
         numbers["context_id"] = numbers["context_id"]._replace(value=ids)
         compare(found, numbers, site)
+
+
+def test_rank_of_pos(run: Run) -> None:
+    """The rank that the published procedure finds, small, and a path smoother than chance has it.
+
+    The texts are few: of a model with rotary embeddings the input's pos is all noise.
+    """
+    for site in run.dense:
+        found = run.geometry[site].pos_ctx
+        pos = found.pos[found.position_count > 0]
+        rank, threshold = published_screenot(pos.numpy())
+        assert float(found.rank) == rank, site
+        assert float(found.rank_threshold) == pytest.approx(threshold, abs=2e-5), site
+        assert 1 <= rank < 20, site
+        assert float(found.smoothness.low_frequency_share) > 1.5 * 10 / len(pos), site
 
 
 def test_sphere(run: Run) -> None:

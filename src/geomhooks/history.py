@@ -36,8 +36,9 @@ Snapshots = int | Literal["all"]
 class History:
     """A series of snapshots by step.
 
-    The scalars of every step are kept, nine bytes each: the default statistics have about 110 at a
-    site, so that a thousand steps of a model of 12 blocks are 13 MB; ``only`` takes fewer.
+    The scalars of every step are kept, nine bytes each: the default statistics have about 125 at a
+    site, so that a thousand steps of a model of 12 blocks are 15 MB; ``only`` takes fewer, and
+    spares the decompositions that some of them need.
     The tensors behind them are the state of a watch, which may be hundreds of megabytes a step, and
     ``snapshots`` says of how many steps they are kept: none by default, or at most so many, spread
     evenly over the steps however many come (whenever there would be one too many, every second one
@@ -225,7 +226,7 @@ class History:
                 f"append({step}, ...): the last step is {self._steps[-1]}, and steps ascend; "
                 f"history.cut({step - 1}) forgets what came after step {step - 1}"
             )
-        scalars = select_scalars(geometry.scalars(), self.only)
+        scalars = geometry.scalars(only=self.only)
         for name in scalars:
             self._columns.setdefault(name, len(self._columns))
         values = np.zeros(len(self._columns))

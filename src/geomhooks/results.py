@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from geomhooks.errors import UnidentifiedError
 
-__all__ = ["Later", "Result", "Unavailable"]
+__all__ = ["Lazy", "Result", "Unavailable"]
 
 
 class Unavailable:
@@ -26,17 +27,40 @@ class Unavailable:
         self.by_choice = by_choice
 
 
-class Later:
-    """A result that costs too much to compute before somebody reads it.
+class Lazy:
+    """A result that takes long to compute: it is when it is first read, and then it is kept.
 
     Args:
         compute: gives it; called once.
-        scalar: it is a single number, which :meth:`Result.scalars` reads.
+        scalar: False where it is known to be no single number, so that nobody who collects numbers
+            need compute it.
+
+    Example:
+        >>> result = Result(rank=Lazy(lambda: torch.tensor(3)))
+        >>> result
+        Result(rank=not computed yet)
+        >>> int(result.rank), result
+        (3, Result(rank=3))
     """
 
-    def __init__(self, compute: Callable[[], Any], *, scalar: bool = False) -> None:
-        self.compute = compute
-        self.scalar = scalar
+    def __init__(self, compute: Callable[[], Any], *, scalar: bool = True) -> None:
+        self._compute = compute
+        self.may_be_scalar = scalar
+
+    @cached_property
+    def value(self) -> Any:
+        """What it is; no further Lazy."""
+        with torch.no_grad():
+            return self._compute()
+
+    @property
+    def is_computed(self) -> bool:
+        """Reading it costs nothing."""
+        return "value" in self.__dict__
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What goes in a pickle or a copy, where functions cannot go.
+        return {"value": self.value, "may_be_scalar": self.may_be_scalar}
 
 
 class Result(Mapping[str, Any]):
@@ -53,11 +77,10 @@ class Result(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         value = self._values[name]
+        if isinstance(value, Lazy):
+            value = value.value
         if isinstance(value, Unavailable):
             raise UnidentifiedError(f"{name}: {value.reason}")
-        if isinstance(value, Later):
-            with torch.no_grad():
-                value = self._values[name] = value.compute()
         return value
 
     def __getattr__(self, name: str) -> Any:
@@ -78,24 +101,36 @@ class Result(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         def show(value: Any) -> str:
+            if isinstance(value, Lazy):
+                return show(value.value) if value.is_computed else "not computed yet"
             if isinstance(value, Tensor):
                 return f"{value.item():.6g}" if value.ndim == 0 else f"{tuple(value.shape)}"
-            if isinstance(value, (Unavailable, Later)):
-                return type(value).__name__.lower()
+            if isinstance(value, Unavailable):
+                return "unavailable"
             return repr(value)
 
         return (
             f"Result({', '.join(f'{name}={show(value)}' for name, value in self._values.items())})"
         )
 
-    def scalars(self, prefix: str = "") -> dict[str, float]:
-        """All 0-dimensional results, flat, as floats."""
+    def scalars(
+        self, prefix: str = "", wanted: Callable[[str], bool] | None = None
+    ) -> dict[str, float]:
+        """All 0-dimensional results, flat, as floats.
+
+        Args:
+            prefix: what their names begin with.
+            wanted: says by its name whether a scalar is wanted; others are not computed.
+        """
         flat: dict[str, float] = {}
-        for name, value in list(self._values.items()):
-            if isinstance(value, Later) and value.scalar:
-                value = self[name]
+        for name, value in self._values.items():
             if isinstance(value, Result):
-                flat |= value.scalars(f"{prefix}{name}/")
-            elif isinstance(value, Tensor) and value.ndim == 0:
+                flat |= value.scalars(f"{prefix}{name}/", wanted)
+                continue
+            if wanted is not None and not wanted(prefix + name):
+                continue
+            if isinstance(value, Lazy):
+                value = value.value if value.may_be_scalar else None
+            if isinstance(value, Tensor) and value.ndim == 0:
                 flat[prefix + name] = float(value.to(torch.float64))
         return flat

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from geomhooks.errors import HookError, MissingExtraError, SchemaError, SiteError, WatchError
 from geomhooks.files import pack_state, read_file, write_file
-from geomhooks.results import Later, Result
+from geomhooks.results import Lazy, Result
 from geomhooks.state import SiteState, State
 from geomhooks.statistics.base import Statistic
 from geomhooks.tokens import CENSUS
@@ -176,12 +177,23 @@ class Geometry:
             value = value[part]
         return value if isinstance(value, Tensor) else None
 
-    def scalars(self) -> dict[str, float]:
-        """All single numbers, flat: ``{"transformer.h.3/sphere/radius/mean": 12.3, ...}``."""
+    def scalars(self, only: str | Iterable[str] | None = None) -> dict[str, float]:
+        """All single numbers, flat: ``{"transformer.h.3/sphere/radius/mean": 12.3, ...}``.
+
+        Args:
+            only: globs over their names, such as ``"*/pos_ctx/shares/*"``; those that match none
+                are not computed, which saves the decompositions of pos and the like.
+        """
+        patterns = (only,) if isinstance(only, str) else None if only is None else tuple(only)
+
+        def matches(name: str) -> bool:
+            return any(fnmatchcase(name, pattern) for pattern in patterns or ())
+
+        wanted = None if patterns is None else matches
         flat: dict[str, float] = {}
         for name in self._sites:
-            flat |= self[name].scalars(f"{name}/")
-        return flat | self.model.scalars("model/")
+            flat |= self[name].scalars(f"{name}/", wanted)
+        return flat | self.model.scalars("model/", wanted)
 
     def frame(self) -> pd.DataFrame:
         """The scalars as a pandas table, a row for each site.
@@ -291,7 +303,7 @@ def _tensor_paths(result: Result) -> Iterator[str]:
     for name, value in result._values.items():
         if isinstance(value, Result):
             yield from (
-                f"{name}.{n}" for n, v in value._values.items() if isinstance(v, (Tensor, Later))
+                f"{name}.{n}" for n, v in value._values.items() if isinstance(v, Tensor | Lazy)
             )
-        elif isinstance(value, (Tensor, Later)):
+        elif isinstance(value, Tensor | Lazy):
             yield name

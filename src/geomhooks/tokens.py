@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -263,6 +263,18 @@ class Columns(NamedTuple):
     masked: Tensor
 
 
+@lru_cache(maxsize=16)
+def columns_from(start: int, batch: int, length: int, device: torch.device) -> Columns:
+    """What is known of such forwards; one shape comes again and again."""
+    with torch.inference_mode(False):
+        column = torch.arange(start, start + length, device=device).expand(batch, length)
+        number = batch * length
+        census = torch.tensor([1, number, number, 0, 0, 0], device=device)
+        masked = torch.tensor([0, 0, -1, 1, 0, 0], device=device)
+        ones = torch.ones((batch, length), dtype=torch.bool, device=device)
+        return Columns(ones, column, column == 0, census, masked)
+
+
 CENSUS = ("forwards", "entries", "real", "masked", "beyond", "crowded")
 
 
@@ -287,7 +299,6 @@ class TokenStream:
     census: Sum = field(init=False)
     next_key: Sum = field(init=False)
     running: list[Running] = field(init=False, default_factory=list)
-    _columns: dict[Any, Columns] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.census = Sum((len(CENSUS),), torch.int64)
@@ -327,7 +338,7 @@ class TokenStream:
         if call.past == UNTOLD:
             call = replace(call, past=before.end if before is not None else 0)
         stating, start = self._positions(call, stated, batch, length, device)
-        known = self._columns_from(start or 0, batch, length, device)
+        known = columns_from(start or 0, batch, length, device)
         positions = known.positions if stating is None else stating
         real, masked = self._real(call, stated, known.ones)
         if call.rule == "ids" and start is None and call.pad is not None and call.ids is not None:
@@ -378,21 +389,6 @@ class TokenStream:
             census = torch.stack([*number, beyond, none if crowded is None else crowded])
         self.census.value.add_(census)
         return tokens
-
-    def _columns_from(self, start: int, batch: int, length: int, device: torch.device) -> Columns:
-        """What is known of positions that are columns; kept for the forwards to come."""
-        key = start, batch, length, device
-        if key not in self._columns:
-            if len(self._columns) == REMEMBERED:
-                self._columns.clear()
-            with torch.inference_mode(False):
-                column = torch.arange(start, start + length, device=device).expand(batch, length)
-                number = batch * length
-                census = torch.tensor([1, number, number, 0, 0, 0], device=device)
-                ones = torch.ones((batch, length), dtype=torch.bool, device=device)
-                masked = torch.tensor([0, 0, -1, 1, 0, 0], device=device)
-                self._columns[key] = Columns(ones, column, column == 0, census, masked)
-        return self._columns[key]
 
     def _real(self, call: Call, stated: Statement, ones: Tensor) -> tuple[Tensor, bool]:
         """Which entries are real, and whether something says that some are not."""

@@ -25,7 +25,11 @@ WIDTH = 8
 POSITIONS = 16
 
 UNCHECKED = (
+    "explained_ratio",
+    "incoherence.expected",
+    "rank",
     "singular_value_floor",
+    "spiral",
     "noise_shares",
     "split_contexts",
     "context_group",

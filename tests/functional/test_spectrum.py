@@ -56,7 +56,7 @@ def test_known_spectra() -> None:
     line = torch.tensor([5.0, 0.0, 0.0], dtype=torch.float64)
     for function, value in zip(OF_EIGENVALUES, (np.inf, 1, 1, 1), strict=True):
         assert float(function(line)) == value
-    assert effective_rank(torch.stack([even, even])).shape == (2,)
+    assert leading_share(torch.stack([even, even])).shape == (2,)
 
 
 def test_what_rounding_leaves_of_zero_is_zero() -> None:

@@ -260,8 +260,8 @@ def test_scalars_by_name(tmp_path: Path) -> None:
     assert names == {
         f"geometry/transformer.h.1/pos_ctx/shares/{part}" for part in ("pos", "ctx", "resid")
     }
-    with pytest.raises(gh.errors.WatchError, match=r"'\*/pos_ctx/rank'.*matches none"):
-        new_trainer(tmp_path, GeometryCallback(scalars=["*/pos_ctx/rank"])).train()
+    with pytest.raises(gh.errors.WatchError, match=r"'\*/pos_ctx/rang'.*matches none"):
+        new_trainer(tmp_path, GeometryCallback(scalars=["*/pos_ctx/rang"])).train()
 
 
 def test_nothing_of_it_on_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,7 +144,7 @@ def test_matrices_are_computed_when_they_are_read() -> None:
         found = measure([randn(2, 9, 4)], gh.Covariance()).covariance
         assert found.mean.shape == (4,)
         assert found.covariance.shape == found.second_moment.shape == (4, 4)
-        assert "effective_rank=later" in repr(found)
+        assert "effective_rank=not computed yet" in repr(found)
     scalars = found.scalars()
     assert {"count", "forwards", "trace", "effective_rank", "condition_number"} <= set(scalars)
     assert not {"covariance", "eigenvalues"} & set(scalars)

@@ -49,7 +49,7 @@ def table(geometry: gh.Geometry) -> Table:
 
     A column stands where at least one site has its number; "-" where a site has none.
     """
-    scalars = geometry.scalars()
+    scalars = geometry.scalars(only=[f"*/{column.scalar}" for column in _COLUMNS])
     columns = [
         column
         for column in _COLUMNS

@@ -7,7 +7,6 @@ from torch import Tensor
 
 __all__ = [
     "condition_number",
-    "effective_rank",
     "leading_share",
     "participation_ratio",
     "spectrum",
@@ -43,26 +42,6 @@ def spectrum(covariance: Tensor, rank: int | None = None) -> Tensor:
         values[max(0, rank) :] = 0.0
     least = len(values) * torch.finfo(values.dtype).eps * values[:1].abs()
     return torch.where(values > least, values, 0.0)
-
-
-def effective_rank(eigenvalues: Tensor) -> Tensor:
-    r"""Exponential of the entropy of the eigenvalues, as shares of their sum.
-
-    .. math:: \exp\left(-\sum_i p_i \ln p_i\right), \quad p_i = \lambda_i / \sum_j \lambda_j
-
-    Between 1 and d; d where all are equal (O. Roy & M. Vetterli, "The effective rank: a measure of
-    effective dimensionality", EUSIPCO 2007, of the covariance). NaN where all are zero.
-
-    Args:
-        eigenvalues: (..., d), not negative.
-
-    Example:
-        >>> effective_rank(torch.tensor([1.0, 1.0, 0.0]))
-        tensor(2.)
-    """
-    shares = eigenvalues / eigenvalues.sum(-1, keepdim=True)
-    entropy: Tensor = torch.special.entr(shares).sum(-1)
-    return entropy.exp()
 
 
 def participation_ratio(eigenvalues: Tensor) -> Tensor:

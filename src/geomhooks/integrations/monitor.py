@@ -187,16 +187,15 @@ class Monitor:
         return watched.geometry(sync=True, group=self.ranks.group)
 
     def _take(self, step: int, geometry: Geometry, series: str) -> dict[str, float]:
-        scalars = geometry.scalars()
         if self._unchecked and not lacks_results(geometry):
-            self._check_patterns(scalars)
+            self._check_patterns(geometry.scalars())
         history = self._history(series)
         if history is not None:
             history.cut(step - 1)  # of two evaluations at one step the later one stays
             history.append(step, geometry)
             if time.monotonic() - self._saved_at > SAVE_SECONDS:
                 self.save_histories()
-        return select_scalars(scalars, self._scalars)
+        return geometry.scalars(only=self._scalars)
 
     def _check_patterns(self, scalars: Mapping[str, float]) -> None:
         """Raise, the first time that anything is logged, if what was asked for does not exist."""

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
 from geomhooks.errors import SiteError
+from geomhooks.functional.rank import effective_rank
 from geomhooks.functional.spectrum import (
     condition_number,
-    effective_rank,
     leading_share,
     participation_ratio,
     spectrum,
 )
-from geomhooks.results import Later, Unavailable
+from geomhooks.results import Lazy, Unavailable
 from geomhooks.second_moment import SecondMoment
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.tokens import TokenStream
@@ -133,14 +133,16 @@ class Covariance(Statistic):
 
         return known | {
             "mean": mean,
-            "covariance": Later(lambda: moment.covariance),
-            "second_moment": Later(lambda: moment.covariance + torch.outer(mean, mean)),
-            "eigenvalues": Later(eigenvalues),
+            "covariance": Lazy(lambda: moment.covariance, scalar=False),
+            "second_moment": Lazy(
+                lambda: moment.covariance + torch.outer(mean, mean), scalar=False
+            ),
+            "eigenvalues": Lazy(eigenvalues, scalar=False),
             "trace": moment["outer"].diagonal().sum() / count - moment.mean.square().sum(),
-            "effective_rank": Later(lambda: effective_rank(eigenvalues()), scalar=True),
-            "participation_ratio": Later(lambda: participation_ratio(eigenvalues()), scalar=True),
-            "leading_share": Later(lambda: leading_share(eigenvalues()), scalar=True),
-            "condition_number": Later(lambda: condition_number(eigenvalues()), scalar=True),
+            "effective_rank": Lazy(lambda: effective_rank(eigenvalues())),
+            "participation_ratio": Lazy(lambda: participation_ratio(eigenvalues())),
+            "leading_share": Lazy(lambda: leading_share(eigenvalues())),
+            "condition_number": Lazy(lambda: condition_number(eigenvalues())),
         }
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator
 from geomhooks.contexts import Contexts
 from geomhooks.errors import SiteError
-from geomhooks.functional.rank import stable_rank
 from geomhooks.functional.two_way import (
     singular_value_floor,
     variance_components,
@@ -21,6 +20,7 @@ from geomhooks.results import Result, Unavailable
 from geomhooks.second_moment import SecondMoment
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.covariance import OF_A_SAMPLE
+from geomhooks.statistics.pos_ctx_derived import DERIVED, MOMENTS, derive
 from geomhooks.table import EMPTY
 from geomhooks.tokens import TokenStream
 from geomhooks.turns import Turns, check_fraction
@@ -63,8 +63,6 @@ class PosCtx(Statistic):
 
     - ``mean`` (d,) mu; ``pos`` (T, d); ``ctx`` (C, d) of the contexts kept, with ``context_id``,
       ``context_length`` and ``context_group`` (C,).
-    - ``stable_rank``: |pos|_F^2 / |pos|_op^2, how many directions pos uses; the smallest are 1,
-      positions on a line, and about 2, positions on a circle.
     - ``position_mean`` (T, d), plain means over the tokens at each position; ``position_count``
       (T,); ``count``, ``contexts``, ``split_contexts``: tokens, contexts closed or open, and how
       many of those kept went on after they had been closed.
@@ -78,6 +76,20 @@ class PosCtx(Statistic):
       ``singular_value_floor``: the largest singular value of pos expected from noise alone.
     - ``covariance``, ``resid_covariance`` (d, d), with ``second_moment``, and ``covariance_count``,
       over how many tokens.
+    - What is derived from these when it is read, of the positions that occur:
+      ``singular_values`` (p,) of pos; ``stable_rank``, how many directions pos uses, 1 for
+      positions on a line, about 2 on a circle; ``rank``, the estimate of ScreeNOT, with its
+      ``rank_threshold``; ``rank_above_noise``, how many singular values are above
+      ``singular_value_floor``; ``effective_rank``; ``explained_ratio``, of ``rank`` in the sum of
+      the singular values. ``smoothness``: ``low_frequency_share`` of ten frequencies, and
+      ``mean_difference`` and ``largest_difference``, squared, of the directions of successive
+      positions. ``spiral``: the two leading components of pos, ``scores`` (T, 2), ``axes`` (2, d),
+      ``shares`` (2,), their sum ``explained_share``, and how often the path winds around the
+      origin, ``winding``. ``incoherence``: ``mean`` and ``max`` of |cos| between pos and the ctx
+      kept, and what random directions would show, ``expected_mean`` and ``expected_max``.
+      ``similarity``, where contexts came with more than one group label: the mean cosine of ctx
+      within, ``intra``, and between groups, ``inter``. ``relative_norm``, with ``second_moment``:
+      ``centred`` and ``uncentred``. :mod:`geomhooks.functional` has the formulas.
     - ``exact``: False where tokens were non-finite at this site, or a forward broke off before it,
       so that the plain means are given instead of the fit; and where contexts were split, which
       the fit takes for contexts of their own. At the sites that a forward reached before it broke
@@ -197,7 +209,8 @@ class PosCtx(Statistic):
         shift: Tensor = state["shift"]
         if not bool(sums["position_count"].any()):
             nothing = "no finite token has been counted at this site"
-            names = (*FITTED, "position_mean", *(MATRICES if self.second_moment else ()))
+            moments = (*MATRICES, *MOMENTS) if self.second_moment else ()
+            names = (*FITTED, *DERIVED, "position_mean", *moments)
             return {name: Unavailable(nothing) for name in names} | {"count": torch.tensor(0)}
         length = int(sums["position_count"].nonzero().max()) + 1
         count = sums["position_count"][:length]
@@ -234,12 +247,15 @@ class PosCtx(Statistic):
         else:
             fit = self._plain_means(sums, contexts, count, kept, total)
         if isinstance(fit, str):
-            out.update({name: Unavailable(fit) for name in FITTED})
+            lost = (*FITTED, *DERIVED, *(MOMENTS if self.second_moment else ()))
+            out.update({name: Unavailable(fit) for name in lost})
         else:
             fit["mean"] = fit["mean"] + shift
             out.update(fit)
         if moment is not None:
             out |= self._second_moments(moment)
+        if not isinstance(fit, str):
+            out.update(derive(out, total / tokens + shift))
         return out
 
     def _second_moments(self, moment: SecondMoment) -> dict[str, Any]:
@@ -310,7 +326,6 @@ class PosCtx(Statistic):
         result |= {
             "mean": a_mean + ctx_mean,
             "pos": scatter_rows(pos, seen),
-            "stable_rank": stable_rank(pos),
             "ctx": ctx - ctx_mean,
             "components": Result(**components._asdict()),
             "corrected_shares": Result(
@@ -357,7 +372,6 @@ class PosCtx(Statistic):
             | {
                 "mean": mean,
                 "pos": scatter_rows(pos, seen),
-                "stable_rank": stable_rank(pos),
                 "ctx": ctx,
             }
         )
@@ -367,7 +381,6 @@ MATRICES = ("covariance", "resid_covariance")
 FITTED = [
     "mean",
     "pos",
-    "stable_rank",
     "ctx",
     "shares",
     "cross_share",
