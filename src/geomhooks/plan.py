@@ -61,11 +61,7 @@ class SitePlan:
         self._sums = takers[0][0].two_way(takers[0][1]) if len(takers) == 1 else None
         self.shortcut = None
         self._chooses = any(type(s).takes is not Statistic.takes for s in self.statistics)
-        self._multiplies = [
-            part
-            for part in self.parts
-            if type(part[0]).second_moment_target is not Statistic.second_moment_target
-        ]
+        self._multiplies = [part for part in self.parts if part[0].has_products]
 
     def taking(self, plans: Mapping[str, Any], site: Site) -> tuple[Parts, frozenset[str]]:
         """The statistics that look at a forward with these plans, and what they need."""

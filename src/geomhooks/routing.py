@@ -242,8 +242,7 @@ class Routing:
         if targets:
             add_products(targets, reading.taps["out"], reading.reductions.keep, way.shift)
         if way.others:
-            others = site.which_take(way.others, stage.plans)
-            update(others, frame, reading)
+            update(site.which_take(way.others, stage.plans), frame, reading)
             if borrowed:
                 own_what_is_carried(frame.carry, reading.taps.values())
         return True

@@ -16,7 +16,7 @@ from torch import Tensor
 from geomhooks.frames import Frame
 from geomhooks.native import load, usable
 from geomhooks.plan import SitePlan
-from geomhooks.reductions import OnePass, workers_for
+from geomhooks.reductions import DTYPES, OnePass, workers_for
 from geomhooks.state import SiteState
 from geomhooks.statistics.base import Reading, Statistic
 from geomhooks.tokens import Tokens
@@ -68,7 +68,7 @@ class Shortcut:
     Args:
         site: its plan.
         state: its state.
-        dtype: of its hidden states, float32 or float64.
+        dtype: of its hidden states.
     """
 
     def __init__(self, site: SitePlan, state: SiteState, dtype: torch.dtype) -> None:
@@ -91,8 +91,11 @@ class Shortcut:
     @classmethod
     def of(cls, site: SitePlan, state: SiteState, hidden: Tensor) -> Shortcut | None:
         """The short way at a site whose state is there; None where there is none."""
-        wide = hidden.dtype in (torch.float32, torch.float64)
-        if not wide or site.layout is not None or not usable(hidden, state.shift["value"]):
+        if (
+            hidden.dtype not in DTYPES
+            or site.layout is not None
+            or not usable(hidden, state.shift["value"])
+        ):
             return None
         taken = [s for s, held in site.parts if s.two_way(held) is not None]
         needed = {n for s, _ in site.parts if s not in taken for n in s.needs_at(state.site)}
@@ -137,7 +140,7 @@ class Shortcut:
             return None
         entered = known_at = 0
         if into is not None:
-            if not self.fits(into) or into.shape != shape:
+            if into.shape != shape or not self.fits(into):
                 return None
             known = None if borrowed else frame.known_of(into, out, self.site.name)
             if self.moves:

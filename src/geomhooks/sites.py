@@ -355,12 +355,16 @@ def find_tensor(value: Any) -> Tensor | None:
     """
     if isinstance(value, Tensor):
         return value if value.is_floating_point() else None
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            found = find_tensor(item)
+            if found is not None:
+                return found
+        return None
     if isinstance(value, Mapping):
         named: Mapping[str, Any] = value
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    elif isinstance(value, (tuple, list)):
-        return next((t for t in map(find_tensor, value) if t is not None), None)
     else:
         return None
     for name in (*(n for n in PREFERRED if n in named), *named):

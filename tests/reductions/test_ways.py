@@ -71,7 +71,7 @@ def ways(pieces: int) -> dict[str, Callable[..., Reduced]]:
 
     return {
         "tiled": in_pieces(tiled, tiled.reduce_tiled, ("TILE_BYTES",)),
-        "fused": in_pieces(fused, fused.reduce_fused, ("PIECE", "PER_THREAD")),
+        "fused": in_pieces(fused, fused.reduce_fused, ("PER_THREAD",)),
     }
 
 

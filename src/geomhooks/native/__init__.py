@@ -56,9 +56,11 @@ def prepare(tensors: Iterable[Tensor]) -> None:
         sums, site, moves = load("sums"), load("site"), load("moves")
         site.run()
         moves.run()
-        for dtype in {torch.float64 if d == torch.float64 else torch.float32 for d in found}:
-            for loop in (sums.settle, moves.work, site.work):  # the last compiles sums.sums
-                loop(dtype)
+        for dtype in found & set(load("entries").BITS):
+            if dtype in (torch.float32, torch.float64):
+                sums.settle(dtype)
+            for work in (site.work, moves.work):
+                work(dtype)
         load("notes").whole()
         for name in ("adds", "folds", "places"):
             load(name)

@@ -15,7 +15,13 @@ Function = Callable[..., Any]
 
 # Sums may be taken in any order and products fused; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
-NAMES = {torch.float32: "f4", torch.float64: "f8"}
+# Of entries, and of what sums of a few of them are taken in: see ``entries``.
+NAMES = {
+    torch.float64: ("f8", "f8"),
+    torch.float32: ("f4", "f4"),
+    torch.bfloat16: ("u2", "f4"),
+    torch.float16: ("i2", "f4"),
+}
 
 
 def compiled(signature: str | None = None) -> Callable[[Function], Function]:
@@ -36,12 +42,15 @@ def compiled(signature: str | None = None) -> Callable[[Function], Function]:
 
 
 def for_types(signature: str) -> Callable[[Function], Callable[[torch.dtype], Function]]:
-    """Compile for each type of hidden state when it is first asked for; {0} stands for it."""
+    """Compile for each type of hidden state when it is first asked for.
+
+    In the signature {0} stands for its entries, {1} for sums of them.
+    """
 
     def compile_it(function: Function) -> Callable[[torch.dtype], Function]:
         @cache
         def ask(dtype: torch.dtype) -> Function:
-            return compiled(signature.format(NAMES[dtype]))(function)
+            return compiled(signature.format(*NAMES[dtype]))(function)
 
         return ask
 

@@ -10,25 +10,27 @@ import numba
 import numpy as np
 import torch
 from numba import carray
+from torch import Tensor
 
 from geomhooks.native.compiling import for_types
+from geomhooks.native.entries import BITS
 from geomhooks.native.site import address_of, call
 from geomhooks.native.sums import of_move, of_state, put_move
 from geomhooks.native.threads import address, run_on_threads, team_size, thread_number
 
-__all__ = ["move", "run_moves"]
+__all__ = ["run_moves"]
 
-MOVE = "void({0}[:,:,::1], {0}[:,:,::1], i8, i8, i8, f8[:,:,::1])"
+MOVE = "void({0}[:,:,::1], {0}[:,:,::1], i8, i8, f8[:,:,::1])"
 
 
 @for_types(MOVE)
-def move(h, y, begin, end, offset, found):
+def move(h, y, begin, end, found):
     """The moves h - y; arguments as in :func:`geomhooks.native.sums.sums`."""
     width = h.shape[2]
     nothing = np.zeros(width)
     for b in range(h.shape[0]):
         for t in range(begin, end):
-            row, before = h[b, t - offset], y[b, t - offset]
+            row, before = h[b, t], y[b, t]
             ones, dot, square = of_move(row, before)
             in_ones, in_square, _ = of_state(before, nothing)
             in_radius = math.sqrt(max(in_square - in_ones * in_ones / width, 0.0))
@@ -41,7 +43,7 @@ WORK, BATCH, LENGTH, WIDTH, H, Y, FOUND, WORKERS, TOLD = range(9)
 @cache
 def work(dtype: torch.dtype) -> Any:
     """:func:`move` of a part of the columns."""
-    loop, kind = move(dtype), np.float64 if dtype == torch.float64 else np.float32
+    loop, kind = move(dtype), BITS[dtype]
 
     def share(data):  # type: ignore[no-untyped-def]
         n = carray(data, (TOLD,), np.int64)
@@ -52,7 +54,6 @@ def work(dtype: torch.dtype) -> Any:
                 carray(address(n[Y]), (batch, length, width), kind),
                 length * worker // workers,
                 length * (worker + 1) // workers,
-                0,
                 carray(address(n[FOUND]), (8, batch, length), np.float64),
             )
 
@@ -70,17 +71,15 @@ def run() -> Any:
     return call(whole)
 
 
-def run_moves(dtype: torch.dtype, out: Any, into: Any, found: Any, workers: int) -> None:
+def run_moves(out: Tensor, into: Tensor, found: Any, workers: int) -> None:
     """Find the moves from ``into`` to ``out`` (B, T, d) on some threads.
 
     Args:
-        dtype: of both.
         out: contiguous.
-        into: contiguous.
+        into: contiguous, of the same type.
         found: (8, B, T), is written.
         workers: how many threads.
     """
-    told = np.array(
-        [work(dtype).address, *out.shape, *map(address_of, (out, into, found)), workers], np.int64
-    )
+    where = out.data_ptr(), into.data_ptr(), address_of(found)
+    told = np.array([work(out.dtype).address, *out.shape, *where, workers], np.int64)
     run()(address_of(told))

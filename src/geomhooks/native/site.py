@@ -19,6 +19,7 @@ import torch
 from numba import carray
 
 from geomhooks.native.adds import count_tokens, follow
+from geomhooks.native.entries import BITS, WIDE
 from geomhooks.native.sums import AROUND, sums
 from geomhooks.native.threads import address, run_on_threads, team_size, thread_number
 
@@ -54,8 +55,8 @@ def work(dtype: torch.dtype) -> Any:
 
     The sums of contexts and directions are each thread's own, and begin at zero.
     """
-    loop, kind = sums(dtype), np.float64 if dtype == torch.float64 else np.float32
-    limit = float(torch.finfo(dtype).max)
+    loop, kind, wide = sums(dtype), BITS[dtype], WIDE[dtype]
+    limit = float(np.finfo(wide).max)
 
     def share(data):  # type: ignore[no-untyped-def]
         n = carray(data, (SITE,), np.int64)
@@ -65,7 +66,7 @@ def work(dtype: torch.dtype) -> Any:
         tokens, states = (batch, length), (batch, length, width)
         moves, known = n[Y] != 0, (8 if n[KNOWN] else 0, batch, length)
         wide_shift = carray(address(n[SHIFT]), (width,), np.float64)
-        shift = wide_shift.astype(kind)
+        shift = wide_shift.astype(wide)
         at_units = n[NUMBERS] + 8 * 8 * batch * length
         at_tallies = at_units + 8 * 4 * workers * width
         at_keep = at_tallies + 8 * 12 * workers
@@ -88,7 +89,6 @@ def work(dtype: torch.dtype) -> Any:
                 limit,
                 length * worker // workers,
                 length * (worker + 1) // workers,
-                0,
                 t[COLUMNS] != 0,
                 t[START],
                 carray(address(t[POSITIONS]), tokens, np.int64),

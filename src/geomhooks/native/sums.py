@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from geomhooks.native.compiling import compiled, for_types
+from geomhooks.native.entries import widen
 
 __all__ = ["FOUND", "KINDS", "directions", "of_move", "of_state", "put_move", "settle", "sums"]
 
@@ -32,7 +33,7 @@ def of_state(row, shift):
     """<h, 1>, |h|^2 and <h, shift>."""
     ones = square = along = 0.0
     for j in range(row.shape[0]):
-        h = np.float64(row[j])
+        h = np.float64(widen(row[j]))
         ones += h
         square += h * h
         along += h * shift[j]
@@ -44,8 +45,8 @@ def of_move(row, before):
     """<u, 1>, <u, y> and |u|^2 of the move u = h - y."""
     ones = dot = square = 0.0
     for j in range(row.shape[0]):
-        y = np.float64(before[j])
-        u = np.float64(row[j]) - y
+        y = np.float64(widen(before[j]))
+        u = np.float64(widen(row[j])) - y
         ones += u
         dot += u * y
         square += u * u
@@ -57,7 +58,7 @@ def of_step(row, before, shift):
     """<h, 1> and <h, shift> of a state, <u, y> and |u|^2 of its move u = h - y, in one go."""
     ones = along = dot = square = 0.0
     for j in range(row.shape[0]):
-        h, y = np.float64(row[j]), np.float64(before[j])
+        h, y = np.float64(widen(row[j])), np.float64(widen(before[j]))
         ones += h
         along += h * shift[j]
         u = h - y
@@ -85,10 +86,10 @@ def add_four(x0, x1, x2, x3, counts, weights, i, shift, p0, p1, p2, p3, context,
     b0, b1, b2, b3 = weights[1, i], weights[1, i + 1], weights[1, i + 2], weights[1, i + 3]
     zero = shift.dtype.type(0)
     for j in range(shift.shape[0]):
-        v0 = x0[j] - shift[j] if k0 else zero
-        v1 = x1[j] - shift[j] if k1 else zero
-        v2 = x2[j] - shift[j] if k2 else zero
-        v3 = x3[j] - shift[j] if k3 else zero
+        v0 = widen(x0[j]) - shift[j] if k0 else zero
+        v1 = widen(x1[j]) - shift[j] if k1 else zero
+        v2 = widen(x2[j]) - shift[j] if k2 else zero
+        v3 = widen(x3[j]) - shift[j] if k3 else zero
         p0[j] += v0
         p1[j] += v1
         p2[j] += v2
@@ -110,8 +111,8 @@ def put_move(found, b, t, width, ones, dot, square, in_ones, in_radius):
 
 @compiled()
 def measure(
-    h, y, moves, known, real, first, wide_shift, about_shift, limit, b, lo, hi, offset,
-    counts, weights, found, keep, tallies,
+    h, y, moves, known, real, first, wide_shift, about_shift, limit, b, lo, hi, counts, weights,
+    found, keep, tallies,
 ):  # fmt: skip
     """Sums over the entries of one piece's tokens, which of them count, and what they weigh."""
     width = h.shape[2]
@@ -121,7 +122,7 @@ def measure(
     counts[:] = False
     weights[:] = 0
     for t in range(lo, hi):
-        row, before = h[b, t - offset], y[b, t - offset]
+        row, before = h[b, t], y[b, t]
         if moves:
             # What was left out where it was read before is written down as 0.
             if known.shape[0] and known[SQUARE, b, t] > 0:
@@ -178,7 +179,7 @@ def add_first(row, shift, weights, i, units):
         weight = weights[kind, i]
         weights[kind, i] = 0
         for j in range(shift.shape[0]):
-            units[kind, 1, j] += weight * (row[j] - shift[j])
+            units[kind, 1, j] += weight * (widen(row[j]) - shift[j])
 
 
 @compiled()
@@ -197,8 +198,8 @@ def add_row(small, large):
 
 
 SIGNATURE = (
-    "void({0}[:,:,::1], {0}[:,:,::1], b1, f8[:,:,:], b1[:,:], b1[:,:], {0}[::1],"
-    "f8[::1], f8, i8, i8, i8,"
+    "void({0}[:,:,::1], {0}[:,:,::1], b1, f8[:,:,:], b1[:,:], b1[:,:], {1}[::1],"
+    "f8[::1], f8, i8, i8,"
     "b1, i8, i8[:,:], b1, i8[:,:], b1, f8[:,:,::1], b1[:,::1], f8[:,::1], f8[:,::1],"
     "f8[:,:,::1], f8[:,:,::1])"
 )
@@ -206,14 +207,14 @@ SIGNATURE = (
 
 @for_types(SIGNATURE)
 def sums(
-    h, y, moves, known, real, first, shift, wide_shift, limit, begin, end, offset, columns, start,
+    h, y, moves, known, real, first, shift, wide_shift, limit, begin, end, columns, start,
     positions, by_row, segments, over_tokens, found, keep, by_position, by_context, units, tallies,
 ):  # fmt: skip
     """Add the columns from ``begin`` to ``end`` of a hidden state to the sums.
 
     Args:
-        h: (B, C, d) hidden states, of which column 0 is number ``offset`` of the forward's T.
-        y: (B, C, d) the block's input; anything, where ``moves`` is False.
+        h: (B, T, d) hidden states.
+        y: (B, T, d) the block's input; anything, where ``moves`` is False.
         moves: the sums of h - y are wanted.
         known: (8, B, T) what was found of y as the state of another site, or (0, 0, 0).
         real: (B, T) tokens that count if they are finite.
@@ -223,7 +224,6 @@ def sums(
         limit: the largest |h|^2 that is taken for finite.
         begin: first column.
         end: last column + 1.
-        offset: see h.
         columns: positions are columns, from ``start`` on.
         start: position of column 0.
         positions: (B, T) where they are not.
@@ -259,17 +259,17 @@ def sums(
         hi = min(lo + ROWS, end)
         for b in range(batch):
             measure(
-                h, y, moves, known, real, first, wide_shift, about_shift, limit, b, lo, hi, offset,
-                counts, weights, found, keep, tallies,
+                h, y, moves, known, real, first, wide_shift, about_shift, limit, b, lo, hi, counts,
+                weights, found, keep, tallies,
             )  # fmt: skip
             if not over_tokens:
                 continue
             for t in range(lo, hi):
                 if first[b, t] and keep[b, t]:
-                    add_first(h[b, t - offset], shift, weights, t - lo, units)
+                    add_first(h[b, t], shift, weights, t - lo, units)
             for i in range(0, hi - lo, 4):
                 # Beyond the last token of the piece nothing counts, whatever is read.
-                a, last = lo + i - offset, hi - 1 - offset
+                a, last = lo + i, hi - 1
                 add_four(
                     h[b, a], h[b, min(a + 1, last)], h[b, min(a + 2, last)], h[b, min(a + 3, last)],
                     counts, weights, i, shift,

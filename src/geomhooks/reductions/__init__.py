@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.native import usable
-from geomhooks.reductions.fused import OnePass, reduce_fused, reduce_move_fused, workers_for
+from geomhooks.reductions.fused import DTYPES, OnePass, reduce_fused, reduce_move_fused, workers_for
 from geomhooks.reductions.on_cuda import kernels_run, reduce_move_triton, reduce_triton
 from geomhooks.reductions.plain import (
     NAMES,
@@ -26,7 +26,16 @@ from geomhooks.reductions.plain import (
 from geomhooks.reductions.tiled import reduce_tiled
 from geomhooks.tokens import Tokens
 
-__all__ = ["NAMES", "Directions", "OnePass", "Reduced", "reduce", "reduce_move", "workers_for"]
+__all__ = [
+    "DTYPES",
+    "NAMES",
+    "Directions",
+    "OnePass",
+    "Reduced",
+    "reduce",
+    "reduce_move",
+    "workers_for",
+]
 
 
 def reduce(
@@ -43,7 +52,7 @@ def reduce(
     The arguments are those of :func:`~geomhooks.reductions.plain.reduce_plain`.
     """
     way = reduce_plain
-    if usable(out):
+    if out.dtype in DTYPES and usable(out):
         way = reduce_fused
     elif kernels_run(out) and (into is None or kernels_run(into)):
         way = reduce_triton
@@ -56,4 +65,8 @@ def reduce_move(out: Tensor, into: Tensor) -> Reduced:
     """The reductions of the move from ``into`` to ``out`` (B, T, d) alone, for all tokens."""
     if kernels_run(out, into):
         return reduce_move_triton(out, into)
-    return reduce_move_fused(out, into) if usable(out, into) else reduce_move_plain(out, into)
+    return (
+        reduce_move_fused(out, into)
+        if out.dtype in DTYPES and usable(out, into)
+        else reduce_move_plain(out, into)
+    )

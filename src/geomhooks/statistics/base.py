@@ -179,6 +179,11 @@ class Statistic(ABC):
         """
         return True
 
+    @property
+    def has_products(self) -> bool:
+        """Whether :meth:`second_moment_target` is worth asking."""
+        return type(self).second_moment_target is not Statistic.second_moment_target
+
     def second_moment_target(
         self, state: Mapping[str, Any], plans: Mapping[str, Any]
     ) -> SecondMoment | None:

@@ -180,6 +180,11 @@ class PosCtx(Statistic):
         sums: TwoWay = state["sums"]
         return None if sums.second_moment else sums
 
+    @property
+    def has_products(self) -> bool:
+        """With the second moment."""
+        return self.second_moment
+
     def second_moment_target(
         self, state: Mapping[str, Any], plans: Mapping[str, Any]
     ) -> SecondMoment | None:
