@@ -224,6 +224,8 @@ class Routing:
         """Go the short way, where it is open."""
         if not way.is_open or not way.fits(out) or way.site.name in frame.fired:
             return False
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return False  # within torch.func.grad and its kin
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             with torch.no_grad(), torch.autocast("cpu", enabled=False):
                 return self._went_short(site, way, frame, out, into, borrowed)

@@ -29,9 +29,6 @@ GIVEN = frozenset(
 )
 
 
-is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-
-
 class Stage:
     """What the sites of one forward have in common.
 
@@ -107,7 +104,6 @@ class Shortcut:
         """A tensor is of the kind that this way was opened for."""
         return (
             type(tensor) is Tensor
-            and not is_wrapped(tensor)
             and tensor.dtype is self.dtype
             and tensor.is_cpu
             and tensor.is_contiguous()
