@@ -54,6 +54,7 @@ class Accumulator(ABC):
     """
 
     fields: dict[str, Field]
+    replaced: ClassVar[int] = 0  # how often any accumulator was given other tensors
     follows: ClassVar[str | None] = (
         None  # name of a shared accumulator whose decisions it carries out
     )
@@ -78,6 +79,7 @@ class Accumulator(ABC):
 
     def move(self, device: torch.device) -> None:
         """Take the tensors to another device."""
+        Accumulator.replaced += 1
         with torch.inference_mode(False), torch.no_grad():
             self.tensors = {
                 name: t.to(device, wide(self.fields[name].dtype, device))
@@ -143,6 +145,7 @@ class Accumulator(ABC):
     def adopt(self, tensors: Mapping[str, Tensor], where: str = "accumulator") -> None:
         """Take tensors as this accumulator's own, without allocating any."""
         self.check(tensors, where)
+        Accumulator.replaced += 1
         self.tensors = {name: tensors[name] for name in self.fields}
 
     def clone(self, device: torch.device | str | None = None) -> Self:

@@ -206,10 +206,8 @@ class Routing:
             taps = {"out": hidden}
             if before is not None:
                 taps["in"] = before
-            if site.norm is not None and state.site.norm_eps is not None:
-                taps["gain"], taps["bias"] = site.norm.affine(hidden)
             reading = Reading(state.site, taps, tokens, reductions, shift, plans, {})
-            update(parts, frame, reading)
+            update(site, parts, frame, reading)
             state.forwards.value.add_(1)
             if site.shortcut is None and not alone:
                 site.shortcut = Shortcut.of(site, state, hidden) or False
@@ -222,7 +220,10 @@ class Routing:
         self, site: SitePlan, way: Shortcut, frame: Frame, out: Any, into: Any, borrowed: bool
     ) -> bool:
         """Go the short way, where it is open."""
-        if not way.is_open or not way.fits(out) or way.site.name in frame.fired:
+        if way.is_stale:
+            site.shortcut = None  # to be opened again
+            return False
+        if not way.fits(out) or way.site.name in frame.fired:
             return False
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return False  # within torch.func.grad and its kin
@@ -244,7 +245,7 @@ class Routing:
         if targets:
             add_products(targets, reading.taps["out"], reading.reductions.keep, way.shift)
         if way.others:
-            update(site.which_take(way.others, stage.plans), frame, reading)
+            update(site, site.which_take(way.others, stage.plans), frame, reading)
             if borrowed:
                 own_what_is_carried(frame.carry, reading.taps.values())
         return True
@@ -270,8 +271,10 @@ class Routing:
         return frame.resolved[there]
 
 
-def update(parts: Parts, frame: Frame, reading: Reading) -> None:
-    """Hand one reading to statistics."""
+def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None:
+    """Hand one reading to statistics of a site."""
+    if site.norm is not None and reading.site.norm_eps is not None:
+        reading.taps["gain"], reading.taps["bias"] = site.norm.affine(reading.taps["out"])
     for statistic, states in parts:
         reading.carry = frame.carry.setdefault(statistic.name, {})
         statistic.update(states, reading)

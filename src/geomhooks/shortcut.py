@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geomhooks.accumulators import Accumulator
 from geomhooks.frames import Frame
 from geomhooks.native import load, usable
 from geomhooks.plan import SitePlan
@@ -75,8 +76,7 @@ class Shortcut:
         self.site, self.stream, self.dtype = state.site, state.stream, dtype
         self.moves = "step" in site.needs and state.site.has_input
         self.shift: Tensor = state.shift["value"]
-        self._known = state.shift.array("known")
-        self._held = [(a, a.tensors) for a in (state.shift, state.forwards, *taken)]
+        self._known, self._replaced = state.shift.array("known"), Accumulator.replaced
         over_tokens = bool(taken) or "directions" in site.needs
         counter = state.forwards.array("value")
         self._told = native.describe_site(dtype, state.shift.array("value"), over_tokens, counter)
@@ -112,12 +112,9 @@ class Shortcut:
         )
 
     @property
-    def is_open(self) -> bool:
-        """The state is where it was when this way was opened, and its shift is known."""
-        for accumulator, held in self._held:
-            if accumulator.tensors is not held:
-                return False
-        return bool(self._known[0])
+    def is_stale(self) -> bool:
+        """The state may be elsewhere than where it was when this way was opened."""
+        return self._replaced != Accumulator.replaced
 
     def read(
         self, frame: Frame, stage: Stage, out: Tensor, into: Tensor | None, borrowed: bool
@@ -132,7 +129,7 @@ class Shortcut:
             borrowed: see :meth:`geomhooks.routing.Routing.read`.
         """
         shape = out.shape
-        if not stage.is_open:
+        if not stage.is_open or not self._known[0]:
             return None
         entered = known_at = 0
         if into is not None:

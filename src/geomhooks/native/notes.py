@@ -31,7 +31,7 @@ from geomhooks.native.site import (
 from geomhooks.native.sums import NORM, ONES, OUTWARD, RADIAL, RADIUS, TANGENTIAL, directions
 from geomhooks.native.threads import address, run_on_threads, team_size, thread_number, threads
 
-__all__ = ["EXTRA", "NUMBERS", "PARTS", "SHIFT", "add_notes", "describe_note"]
+__all__ = ["EXTRA", "NUMBERS", "PARTS", "add_notes", "describe_note"]
 
 # What the forward tells,
 OF_TOKENS, SITES, NOTES, ANGLES, PATHS, BEFORE, WORKERS, MEASURE, ADD, ALL = range(10)
@@ -229,20 +229,24 @@ def add_notes(tokens: Any, notes: Any, before: Any) -> None:
 SERIAL = 1 << 12  # as many tokens are not worth the starting of threads
 
 
-def describe_note(site: Any, arrays: Mapping[str, Mapping[str, Any]], bins: Sequence[int]) -> Any:
+def describe_note(
+    site: Any, shift: Any, arrays: Mapping[str, Mapping[str, Any]], bins: Sequence[int]
+) -> Any:
     """A site's record, where it has still to be said what a forward adds to it.
 
     That is: at ``NUMBERS`` the address of what :func:`geomhooks.native.site.scratch` lays out, at
-    ``PARTS`` for how many threads, at ``SHIFT`` the address of the shift (d,), and at the places
-    in ``EXTRA`` those of further numbers of each token, (B, T) float64.
+    ``PARTS`` for how many threads, and at the places in ``EXTRA`` the addresses of further numbers
+    of each token, (B, T) float64.
 
     Args:
         site: a :class:`geomhooks.statistics.base.Site`.
+        shift: (d,) its shift.
         arrays: those of its accumulators.
         bins: number of bins of the histogram, its lower end, and bins per unit.
     """
     note, moments = np.zeros(NOTE, np.int64), arrays["moments"]
     note[WIDTH], note[HAS_INPUT], note[IS_FIRST] = site.width, site.has_input, site.first
+    note[SHIFT] = address_of(shift)
     note[HAS_PATH] = site.kind == "block" and site.has_input and site.whole_stack
     note[FEATURES], note[CAPACITY] = moments["count"].shape
     for name, place in MOMENTS.items():

@@ -67,7 +67,7 @@ class Site:
     norm_centred: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class Reading:
     """One forward at one site, as a statistic sees it.
 

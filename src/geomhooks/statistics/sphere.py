@@ -105,7 +105,7 @@ class Sphere(Statistic):
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:
         """Put down what one forward shows at one site; :meth:`finish` adds it up."""
-        extra = self._chord(reading)
+        extra = self._chord(reading) if reading.site.first or reading.site.last else {}
         if reading.site.norm_eps is not None:
             extra |= norm_gaps(reading)
         r = reading

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,7 +50,7 @@ def features(site: Site) -> tuple[str, ...]:
     return names
 
 
-@dataclass
+@dataclass(slots=True)
 class Note:
     """One forward at one site, in sums over entries.
 
@@ -96,7 +95,6 @@ def add_group_native(group: list[Note], paths: dict[str, Tensor]) -> None:
     records = records_of(group)
     records[:, native.NUMBERS] = [note.reduced.address for note in group]
     records[:, native.PARTS] = [note.reduced.workers for note in group]
-    records[:, native.SHIFT] = [note.shift.data_ptr() for note in group]
     extras = [(i, n, v.contiguous()) for i, note in enumerate(group) for n, v in note.extra.items()]
     for index, name, value in extras:
         records[index, native.EXTRA[name]] = value.data_ptr()
@@ -104,24 +102,24 @@ def add_group_native(group: list[Note], paths: dict[str, Tensor]) -> None:
 
 
 # Where the compiled loop finds the states of some sites, and what tells that they are elsewhere.
-_records: WeakKeyDictionary[Accumulator, tuple[list[Any], Any]] = WeakKeyDictionary()
+_records: WeakKeyDictionary[Accumulator, tuple[Any, Any]] = WeakKeyDictionary()
 
 
 def records_of(group: list[Note]) -> Any:
     """The records of sites, which are written down once, as long as they come together."""
-    first = group[0].state["moments"]
-    held = [accumulator.tensors for note in group for accumulator in note.state.values()]
+    first, key = group[0].state["moments"], (Accumulator.replaced, [n.site.name for n in group])
     known = _records.get(first)
-    if known is None or len(known[0]) != len(held) or not all(map(is_, known[0], held)):
+    if known is None or known[0] != key:
         records = [
             load("notes").describe_note(
                 note.site,
+                note.shift.numpy(),
                 {n: {f: a.array(f) for f in a.fields} for n, a in note.state.items()},
                 (BINS, LOW, PER_UNIT),
             )
             for note in group
         ]
-        known = _records[first] = held, np.stack(records)
+        known = _records[first] = key, np.stack(records)
     return known[1].copy()
 
 
