@@ -81,7 +81,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--quick", action="store_true", help="a tiny model: does it run")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, help="print a result file as Markdown, and be done")
     arguments = parser.parse_args()
+    if arguments.table is not None:
+        print(table(json.loads(arguments.table.read_text())["rows"]))
+        return
     device, pairs = torch.device(arguments.device), arguments.pairs
     shapes = [(8, 256), (16, 512)] if device.type == "cpu" else [(16, 1024)]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -241,6 +245,24 @@ def show(row: dict[str, Any]) -> str:
             else ""
         )
     )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| model | batch x time | statistics | ratio to bare (quartiles) "
+        "| time in hooks over the rest | state |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        shape = " x ".join(map(str, row["shape"])) + (", mask" if row["mask"] else "")
+        low, high = row["quartiles"]
+        ratio = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        hooks = f"{100 * row['share_in_hooks']:.1f} %" if "share_in_hooks" in row else ""
+        state = f"{row['state_mib']:.0f} MiB" if "state_mib" in row else ""
+        cells = (row["model"], shape, row["statistics"], ratio, hooks, state)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -102,10 +102,10 @@ def test_killed_again_and_again(folder: Path, bert: Path):
 
 def test_interrupted_before_anything_was_read(folder: Path, bert: Path):
     program = """
-import os, signal, sys
+import signal, sys
 from geomhooks import measuring
 from geomhooks.cli.commands import run
-measuring.load_model = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
+measuring.load_model = lambda *_, **__: signal.raise_signal(signal.SIGINT)
 sys.exit(run(sys.argv[1:]))
 """
     arguments = ("measure", bert, "--text", "a.txt", "--out", "never.safetensors")
