@@ -1,0 +1,156 @@
+r"""How much of the variance of attention's logits each pair of parts makes, from streamed sums.
+
+Softmax does not see what is added to all logits of a query, so that the variance which acts is that
+within a query, over the keys that it may look at. For L the sum of its parts L_ab,
+
+.. math:: \mathrm{Var}(L) = \sum_{ab} \mathrm{Cov}(L_{ab}, L)
+
+is an exact split, where a term may be negative; Var(L_ab) / Var(L) is never that, but does not sum
+to one where parts are correlated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomhooks.functional.query_key import repeat_heads
+
+__all__ = ["LogitShares", "LogitSums", "logit_shares", "logit_sums"]
+
+
+@dataclass(frozen=True)
+class LogitSums:
+    """What is added up over contexts, of N = P * Q parts of logits; float64.
+
+    Attributes:
+        pairs: (...,) how many logits.
+        within: (..., N, N) sums of products of the parts about their mean over the query's keys.
+        total: (..., N) sums.
+        between: (..., N, N) sums over queries of products of these means, times their keys.
+        parts: (P, Q).
+    """
+
+    pairs: Tensor
+    within: Tensor
+    total: Tensor
+    between: Tensor
+    parts: tuple[int, int]
+
+    def __add__(self, other: LogitSums) -> LogitSums:
+        """Of both; all of them add up."""
+        if self.parts != other.parts:
+            raise ValueError(f"sums of {self.parts} and of {other.parts} parts do not add up")
+        return LogitSums(
+            self.pairs + other.pairs,
+            self.within + other.within,
+            self.total + other.total,
+            self.between + other.between,
+            self.parts,
+        )
+
+    def over(self, dimension: int) -> LogitSums:
+        """Added up along a leading dimension, counted from the first, such as the batch's."""
+        return LogitSums(
+            self.pairs.sum(dimension),
+            self.within.sum(dimension),
+            self.total.sum(dimension),
+            self.between.sum(dimension),
+            self.parts,
+        )
+
+
+class LogitShares(NamedTuple):
+    """Of the variance of the logits; NaN where there is none."""
+
+    shares: Tensor
+    """(..., P, Q) Cov(L_ab, L) / Var(L); they sum to one"""
+    alone: Tensor
+    """(..., P, Q) Var(L_ab) / Var(L)"""
+    cross: Tensor
+    """(...,) what ``alone`` leaves: twice the covariances of different parts, over Var(L)"""
+    variance: Tensor
+    """(...,) Var(L)"""
+    covariance: Tensor
+    """(..., P, Q, P, Q) Cov(L_ab, L_cd)"""
+
+
+def logit_sums(
+    query: Tensor,
+    key: Tensor,
+    allowed: Tensor,
+    scale: float | None = None,
+    block: int = 64,
+) -> LogitSums:
+    """Sums over the logits of some contexts, of which a few rows at a time are ever held.
+
+    Args:
+        query: (P, ..., H, T, k) of :func:`project_parts`.
+        key: (Q, ..., G, S, k), where G divides H.
+        allowed: bool, broadcast to (..., H, T, S): True where a query looks at a key and both are
+            real. What stands elsewhere may be NaN.
+        scale: 1 / sqrt(k) by default.
+        block: queries at a time.
+
+    Returns:
+        Sums with the leading dimensions (..., H), on the same device.
+
+    Example:
+        >>> query, key = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
+        >>> causal = torch.ones(5, 5, dtype=torch.bool).tril()
+        >>> sums = logit_sums(query, key, causal)
+        >>> torch.allclose(logit_shares(sums).shares.sum((-2, -1)), torch.ones(3).double())
+        True
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    key = repeat_heads(key, query.shape[-3])
+    lead, length, keys = query.shape[1:-2], query.shape[-2], key.shape[-2]
+    number = query.shape[0] * key.shape[0]
+    allowed = allowed.expand(*lead, length, keys)
+    pairs, total, within, between = (
+        torch.zeros((*lead, *shape), dtype=torch.float64, device=query.device)
+        for shape in ((), (number,), (number, number), (number, number))
+    )
+    for start in range(0, length, block):
+        rows = slice(start, start + block)
+        logits = torch.einsum("p...tk,q...sk->...tspq", query[..., rows, :] * scale, key)
+        where = allowed[..., rows, :]
+        logits = logits.flatten(-2).double().masked_fill(~where[..., None], 0)
+        count = where.sum(-1).double()[..., None]
+        mean = logits.sum(-2) / count.clamp(min=1)
+        centred = (logits - mean[..., None, :]).masked_fill(~where[..., None], 0)
+        flat = centred.flatten(-3, -2)
+        pairs += count.sum((-2, -1))
+        within += flat.mT @ flat
+        total += (mean * count).sum(-2)
+        between += mean.mT @ (mean * count)
+    return LogitSums(pairs, within, total, between, (query.shape[0], key.shape[0]))
+
+
+def logit_shares(sums: LogitSums, within: bool = True) -> LogitShares:
+    """Shares of each pair of parts in the variance of the logits.
+
+    Args:
+        sums: of :func:`logit_sums`.
+        within: the variance over the keys of each query, the average of all; else that of all
+            logits about one mean.
+    """
+    pairs = sums.pairs[..., None, None]
+    covariance = sums.within / pairs
+    if not within:
+        mean = sums.total / sums.pairs[..., None]
+        covariance = covariance + sums.between / pairs - mean[..., :, None] * mean[..., None, :]
+    variance = covariance.sum((-2, -1))
+    over = variance[..., None]
+    alone = covariance.diagonal(dim1=-2, dim2=-1) / over
+    lead = variance.shape
+    return LogitShares(
+        (covariance.sum(-1) / over).reshape(*lead, *sums.parts),
+        alone.reshape(*lead, *sums.parts),
+        1 - alone.sum(-1),
+        variance,
+        covariance.reshape(*lead, *sums.parts, *sums.parts),
+    )
