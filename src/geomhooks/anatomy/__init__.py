@@ -11,6 +11,7 @@
 
 from geomhooks.anatomy.describing import Attention, Block, Heads, Linear, Output, linear
 from geomhooks.anatomy.families import Anatomy, Family, families, find_anatomy, register
+from geomhooks.anatomy.logits import LogitStream, SplitLogits, attention_parts
 from geomhooks.anatomy.query_key import freeze, query_key_parts
 
 __all__ = [
@@ -20,7 +21,10 @@ __all__ = [
     "Family",
     "Heads",
     "Linear",
+    "LogitStream",
     "Output",
+    "SplitLogits",
+    "attention_parts",
     "families",
     "find_anatomy",
     "freeze",

@@ -11,6 +11,7 @@ to one where parts are correlated.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from torch import Tensor
 from geomhooks.functional.query_key import repeat_heads
 
 __all__ = ["LogitShares", "LogitSums", "logit_shares", "logit_sums"]
+
+BLOCK = 1 << 22  # logits of parts at a time
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def logit_sums(
     key: Tensor,
     allowed: Tensor,
     scale: float | None = None,
-    block: int = 64,
+    block: int | None = None,
 ) -> LogitSums:
     """Sums over the logits of some contexts, of which a few rows at a time are ever held.
 
@@ -93,7 +96,7 @@ def logit_sums(
         allowed: bool, broadcast to (..., H, T, S): True where a query looks at a key and both are
             real. What stands elsewhere may be NaN.
         scale: 1 / sqrt(k) by default.
-        block: queries at a time.
+        block: queries at a time; by default as many as make 4 million logits of parts.
 
     Returns:
         Sums with the leading dimensions (..., H), on the same device.
@@ -114,6 +117,7 @@ def logit_sums(
         torch.zeros((*lead, *shape), dtype=torch.float64, device=query.device)
         for shape in ((), (number,), (number, number), (number, number))
     )
+    block = block or max(1, BLOCK // (number * keys * math.prod(lead)))
     for start in range(0, length, block):
         rows = slice(start, start + block)
         logits = torch.einsum("p...tk,q...sk->...tspq", query[..., rows, :] * scale, key)
