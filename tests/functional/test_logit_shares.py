@@ -87,3 +87,13 @@ def test_far_from_zero() -> None:
     torch.testing.assert_close(
         logit_shares(between, within=False).variance[0], key.var(correction=0), rtol=1e-6, atol=0
     )
+
+
+def test_in_float32() -> None:
+    """Products of one block are in float32: shares stay right to six digits."""
+    wide = logit_shares(logit_sums(QUERY, KEY, ALLOWED).over(0))
+    narrow = logit_shares(logit_sums(QUERY.float(), KEY.float(), ALLOWED).over(0))
+    assert narrow.covariance.dtype == torch.float64
+    torch.testing.assert_close(narrow.shares, wide.shares, rtol=1e-5, atol=1e-5)
+    half = logit_shares(logit_sums(QUERY.bfloat16(), KEY.bfloat16(), ALLOWED).over(0))
+    torch.testing.assert_close(half.shares, wide.shares, rtol=0.1, atol=0.02)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.functional.query_key import repeat_heads
+from geomhooks.functional.shapes import as_float
 
 __all__ = ["LogitShares", "LogitSums", "logit_shares", "logit_sums"]
 
@@ -99,7 +100,8 @@ def logit_sums(
         block: queries at a time; by default as many as make 4 million logits of parts.
 
     Returns:
-        Sums with the leading dimensions (..., H), on the same device.
+        Sums with the leading dimensions (..., H), on the same device. Logits and the products of
+        one block are in the dtype of the arguments, float32 or wider.
 
     Example:
         >>> query, key = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
@@ -109,6 +111,7 @@ def logit_sums(
         True
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    query, key = as_float(query), as_float(key)
     key = repeat_heads(key, query.shape[-3])
     lead, length, keys = query.shape[1:-2], query.shape[-2], key.shape[-2]
     number = query.shape[0] * key.shape[0]
@@ -118,19 +121,24 @@ def logit_sums(
         for shape in ((), (number,), (number, number), (number, number))
     )
     block = block or max(1, BLOCK // (number * keys * math.prod(lead)))
+    # One product for all pairs of parts: queries of all parts below each other, and so the keys.
+    columns = key.movedim(0, -3).flatten(-3, -2).mT
     for start in range(0, length, block):
-        rows = slice(start, start + block)
-        logits = torch.einsum("p...tk,q...sk->...tspq", query[..., rows, :] * scale, key)
-        where = allowed[..., rows, :]
-        logits = logits.flatten(-2).double().masked_fill(~where[..., None], 0)
-        count = where.sum(-1).double()[..., None]
-        mean = logits.sum(-2) / count.clamp(min=1)
-        centred = (logits - mean[..., None, :]).masked_fill(~where[..., None], 0)
-        flat = centred.flatten(-3, -2)
+        rows = query[..., start : start + block, :] * scale
+        logits = rows.movedim(0, -3).flatten(-3, -2) @ columns
+        logits = logits.reshape(*lead, query.shape[0], -1, key.shape[0], keys).transpose(-3, -2)
+        logits = logits.reshape(*lead, number, -1, keys)
+        where = allowed[..., None, start : start + block, :]
+        logits.masked_fill_(~where, 0)
+        count = where.sum(-1, dtype=logits.dtype)  # (..., 1, R)
+        mean = logits.sum(-1) / count.clamp(min=1)  # (..., N, R)
+        logits.sub_(mean[..., None]).masked_fill_(~where, 0)
+        flat = logits.flatten(-2)
+        mean, count = mean.double(), count.double()
         pairs += count.sum((-2, -1))
-        within += flat.mT @ flat
-        total += (mean * count).sum(-2)
-        between += mean.mT @ (mean * count)
+        within += flat @ flat.mT
+        total += (mean * count).sum(-1)
+        between += (mean * count) @ mean.mT
     return LogitSums(pairs, within, total, between, (query.shape[0], key.shape[0]))
 
 
