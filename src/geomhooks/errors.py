@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "AnatomyError",
     "FileFormatError",
     "GeomhooksError",
     "HistoryError",
@@ -50,6 +51,10 @@ class FileFormatError(GeomhooksError, ValueError):
 
 class UnidentifiedError(GeomhooksError, ValueError):
     """The data do not determine the number that was asked for."""
+
+
+class AnatomyError(GeomhooksError, ValueError):
+    """A model's family is not known, or it is not made as its family is described."""
 
 
 class MissingExtraError(GeomhooksError, ImportError):

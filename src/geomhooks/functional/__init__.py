@@ -1,5 +1,13 @@
 """Pure functions of finished tensors; they know neither modules nor statistics."""
 
+from geomhooks.functional.alignment import (
+    PosBasis,
+    WeightAlignment,
+    pos_basis,
+    query_key_weight,
+    universal_threshold,
+    weight_alignment,
+)
 from geomhooks.functional.clusters import (
     Clusters,
     Similarity,
@@ -11,6 +19,19 @@ from geomhooks.functional.cosines import cosines, unit_rows
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
 from geomhooks.functional.group_means import MeanDifference, mean_difference
 from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
+from geomhooks.functional.logit_shares import LogitShares, LogitSums, logit_shares, logit_sums
+from geomhooks.functional.query_key import (
+    QUERY_KEY_PARTS,
+    FrozenNorm,
+    PublishedLogits,
+    Rotary,
+    freeze_norm,
+    project_parts,
+    published_query_key_logits,
+    query_key_logits,
+    repeat_heads,
+    split_states,
+)
 from geomhooks.functional.rank import (
     effective_rank,
     explained_ratio,
@@ -33,6 +54,12 @@ from geomhooks.functional.spectrum import (
     spectrum,
 )
 from geomhooks.functional.spiral import PrincipalComponents, principal_components, winding_number
+from geomhooks.functional.theorems import (
+    KernelFactors,
+    LowFrequency,
+    kernel_factorisation,
+    low_frequency_bound,
+)
 from geomhooks.functional.two_way import (
     Components,
     Design,
@@ -42,15 +69,25 @@ from geomhooks.functional.two_way import (
 )
 
 __all__ = [
+    "QUERY_KEY_PARTS",
     "Clusters",
     "Components",
     "Design",
+    "FrozenNorm",
     "Incoherence",
+    "KernelFactors",
+    "LogitShares",
+    "LogitSums",
+    "LowFrequency",
     "MeanDifference",
+    "PosBasis",
     "PrincipalComponents",
+    "PublishedLogits",
     "RelativeNorm",
+    "Rotary",
     "ScreeNOT",
     "Similarity",
+    "WeightAlignment",
     "concentration",
     "condition_number",
     "connected_positions",
@@ -62,25 +99,39 @@ __all__ = [
     "explained_ratio",
     "find_clusters",
     "finite_differences",
+    "freeze_norm",
     "group_similarity",
     "incoherence",
+    "kernel_factorisation",
     "leading_share",
+    "logit_shares",
+    "logit_sums",
+    "low_frequency_bound",
     "low_frequency_share",
     "mean_difference",
     "mean_pairwise_cosine",
     "participation_ratio",
+    "pos_basis",
     "principal_components",
+    "project_parts",
     "published_group_similarity",
+    "published_query_key_logits",
+    "query_key_logits",
+    "query_key_weight",
     "rank_above",
     "relative_norm",
     "relative_norm_of_sample",
+    "repeat_heads",
     "resultant_length",
     "screenot",
     "singular_value_floor",
     "singular_values",
     "spectrum",
+    "split_states",
     "stable_rank",
     "unit_rows",
+    "universal_threshold",
     "variance_components",
+    "weight_alignment",
     "winding_number",
 ]

@@ -1,0 +1,307 @@
+"""How pos and ctx make the logits of a model's attention: of one batch whole, of a text in sums.
+
+What pos is has to be known before a logit can be split by it. So this is a second pass: first a
+watch with ``PosCtx`` over the text, then this with its geometry, over the same text or another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from geomhooks.anatomy.describing import Attention
+from geomhooks.anatomy.families import Anatomy, find_anatomy
+from geomhooks.anatomy.query_key import query_key_parts
+from geomhooks.errors import AnatomyError, HookError, SiteError, TokensError
+from geomhooks.functional.logit_shares import LogitShares, LogitSums, logit_shares, logit_sums
+from geomhooks.functional.query_key import query_key_logits, split_states
+from geomhooks.functional.shapes import as_float
+from geomhooks.sites import find_tensor, unwrap
+from geomhooks.snapshot import Geometry
+
+__all__ = ["LogitStream", "SplitLogits", "attention_parts"]
+
+
+class SplitLogits(NamedTuple):
+    """The logits of one attention for one batch, split."""
+
+    logits: Tensor
+    """(5, 5, B, H, T, T) by mean, pos, ctx, resid and bias of query and key; they add up to the
+    model's own. NaN at tokens whose pos is not known."""
+    allowed: Tensor
+    """(B, 1, T, T) where a query looks at a key, and pos of both is known"""
+
+
+class Rows(NamedTuple):
+    """The tokens of a batch, a context a row."""
+
+    positions: Tensor
+    """(B, T)"""
+    real: Tensor
+    """(B, T)"""
+
+
+def attention_parts(
+    model: nn.Module, geometry: Geometry, inputs: Mapping[str, Any], layer: int | str
+) -> SplitLogits:
+    """Run a prompt and split the logits of one block's attention by the parts of its input.
+
+    mean and pos are the geometry's; ctx of each row is the mean of what they leave of its tokens,
+    and resid is the rest. :func:`geomhooks.anatomy.find_anatomy` says for which models.
+
+    Args:
+        model: that the geometry was measured on.
+        geometry: with ``PosCtx`` at the blocks, ``sites="blocks"``.
+        inputs: what the model is called with, by name; a context a row.
+        layer: number or name of the block.
+
+    Raises:
+        AnatomyError: the family is not known, or there is no such block.
+        SiteError: the geometry lacks the site or its ``pos_ctx``.
+        TokensError: positions cannot be told.
+
+    Example:
+        >>> import torch, geomhooks as gh
+        >>> from transformers import GPT2Config, GPT2Model
+        >>> from geomhooks.anatomy import attention_parts
+        >>> config = GPT2Config(n_layer=2, n_embd=8, n_head=2, n_positions=16, vocab_size=10)
+        >>> model = GPT2Model(config).eval()
+        >>> texts = torch.randint(10, (20, 16))
+        >>> with gh.watch(model, statistics=[gh.PosCtx()]) as watch:
+        ...     _ = model(texts)
+        >>> split = attention_parts(model, watch.geometry(), {"input_ids": texts[:1, :6]}, layer=1)
+        >>> split.logits.shape
+        torch.Size([5, 5, 1, 2, 6, 6])
+    """
+    attention = find_anatomy(model).at(layer)
+    rows = read_rows(inputs)
+    found: list[SplitLogits] = []
+
+    def split(_: Attention, hidden: Tensor) -> None:
+        parts, known = parts_at(attention, geometry, hidden, rows)
+        query, key = query_key_parts(attention, parts, rows.positions.to(hidden.device))
+        found.append(
+            SplitLogits(
+                query_key_logits(query, key, attention.scale), pairs(known, attention.causal)
+            )
+        )
+
+    with inputs_of_blocks(model, [attention], split), torch.no_grad():
+        model(**inputs)
+    return found[0]
+
+
+class LogitStream:
+    """Shares of pos, ctx and the rest in the variance of attention's logits, over a text.
+
+    No matrix of logits is kept, only sums: about 10 kB for each head. With weights that train, or
+    are changed, begin anew. The mean has a share too: the norm scales it at each token anew.
+
+    Args:
+        model: that the geometry was measured on.
+        geometry: with ``PosCtx`` at the blocks, ``sites="blocks"``.
+        layers: numbers or names of blocks, by default all.
+
+    Attributes:
+        sums: :class:`geomhooks.functional.LogitSums` of each block by its name, over heads (H,).
+        left_out: by the block's name, real tokens left out because their pos is not known: beyond
+            the geometry's positions, or at positions that it left out itself.
+
+    Raises:
+        AnatomyError: the family is not known, or there is no such block.
+        SiteError: the geometry lacks a site or its ``pos_ctx``.
+
+    Example:
+        >>> import torch, geomhooks as gh
+        >>> from transformers import GPT2Config, GPT2Model
+        >>> from geomhooks.anatomy import LogitStream
+        >>> config = GPT2Config(n_layer=2, n_embd=8, n_head=2, n_positions=16, vocab_size=10)
+        >>> model = GPT2Model(config).eval()
+        >>> texts = torch.randint(10, (20, 16))
+        >>> with gh.watch(model, statistics=[gh.PosCtx()]) as watch:
+        ...     _ = model(texts)
+        >>> stream = LogitStream(model, watch.geometry())
+        >>> for batch in texts.split(5):
+        ...     stream.add({"input_ids": batch})
+        >>> stream.shares("h.1").shares.shape  # of each head, by part of query and key
+        torch.Size([2, 5, 5])
+    """
+
+    def __init__(
+        self, model: nn.Module, geometry: Geometry, layers: Iterable[int | str] | None = None
+    ) -> None:
+        self.model = model
+        self.geometry = geometry
+        anatomy: Anatomy = find_anatomy(model)
+        self.attention = (
+            list(anatomy.attention) if layers is None else [anatomy.at(layer) for layer in layers]
+        )
+        for attention in self.attention:
+            mean_and_pos(geometry, attention)
+        self.sums: dict[str, LogitSums] = {}
+        self.left_out = {attention.block: 0 for attention in self.attention}
+
+    def add(self, inputs: Mapping[str, Any]) -> None:
+        """Run a batch and add its logits; where that fails nothing is added.
+
+        Args:
+            inputs: what the model is called with, by name; a context a row.
+
+        Raises:
+            TokensError: positions cannot be told.
+        """
+        rows = read_rows(inputs)
+        sums: dict[str, LogitSums] = {}
+        left_out: dict[str, Tensor] = {}
+
+        def take(attention: Attention, hidden: Tensor) -> None:
+            parts, known = parts_at(attention, self.geometry, hidden, rows)
+            query, key = query_key_parts(attention, parts, rows.positions.to(hidden.device))
+            allowed = pairs(known, attention.causal)
+            sums[attention.block] = logit_sums(query, key, allowed, attention.scale).over(0)
+            left_out[attention.block] = rows.real.sum() - known.sum().to(rows.real.device)
+
+        with inputs_of_blocks(self.model, self.attention, take), torch.no_grad():
+            self.model(**inputs)
+        for name, found in sums.items():
+            self.sums[name] = self.sums[name] + found if name in self.sums else found
+            self.left_out[name] += int(left_out[name])
+
+    def shares(self, layer: int | str, within: bool = True) -> LogitShares:
+        """Shares of each pair of parts in the variance of a block's logits, for each head.
+
+        Args:
+            layer: number (of those asked for) or name of the block.
+            within: of the variance over the keys of a query, which is what softmax sees; else of
+                all logits about one mean.
+
+        Raises:
+            AnatomyError: there is no such block, or nothing has been added.
+        """
+        names = list(self.left_out)
+        known = isinstance(layer, int) and -len(names) <= layer < len(names)
+        name = names[layer] if known and isinstance(layer, int) else layer
+        if not isinstance(name, str) or name not in self.sums:
+            raise AnatomyError(
+                f"no logits of block {name!r} have been added; there are those of "
+                f"{', '.join(self.sums) or 'none: call add(inputs) first'}"
+            )
+        return logit_shares(self.sums[name], within)
+
+
+def read_rows(inputs: Mapping[str, Any]) -> Rows:
+    """Positions and real tokens of what a model is called with.
+
+    Raises:
+        TokensError: they cannot be told, or a row is not one context.
+    """
+    for name in ("past_key_values", "cache"):
+        if inputs.get(name) is not None:
+            raise TokensError(f"{name}: keys of an earlier call cannot be split; give whole texts")
+    tokens = inputs.get("input_ids")
+    tokens = inputs.get("inputs_embeds") if tokens is None else tokens
+    if not isinstance(tokens, Tensor) or tokens.ndim < 2:
+        raise TokensError(
+            f"input_ids (B, T) or inputs_embeds (B, T, d) are needed, found {sorted(inputs)}"
+        )
+    shape = tuple(tokens.shape[:2])
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    for name, given in (("attention_mask", mask), ("position_ids", positions)):
+        if given is not None and given.ndim != 2:
+            raise TokensError(f"{name}: (B, T) is needed, found shape {tuple(given.shape)}")
+    real = torch.ones(shape, dtype=torch.bool, device=tokens.device)
+    if mask is not None:
+        if mask.shape != shape:
+            raise TokensError(f"attention_mask: {shape} is needed, found {tuple(mask.shape)}")
+        real = mask.bool()
+    if positions is None:
+        if bool((real.long().diff(dim=1) > 0).any()):
+            raise TokensError(
+                "real tokens after padding have positions that models tell differently; give "
+                "position_ids, or pad on the right"
+            )
+        positions = torch.arange(shape[1], device=tokens.device)
+    positions = positions.expand(shape)
+    both = real[:, 1:] & real[:, :-1]
+    if bool((both & (positions.diff(dim=1) <= 0)).any()):
+        raise TokensError("position_ids go back within a row; give one context a row, not packed")
+    return Rows(positions, real)
+
+
+def mean_and_pos(geometry: Geometry, attention: Attention) -> tuple[Tensor, Tensor]:
+    """(d,) and (T, d) at the attention's input.
+
+    Raises:
+        SiteError: the geometry lacks them.
+    """
+    found = geometry[attention.site]
+    if "pos_ctx" not in found:
+        raise SiteError(
+            f"the geometry has no pos_ctx at {attention.site!r}; measure it with "
+            'watch(model, sites="blocks", statistics=[gh.PosCtx()])'
+        )
+    return found.pos_ctx.mean, found.pos_ctx.pos
+
+
+def parts_at(
+    attention: Attention, geometry: Geometry, hidden: Tensor, rows: Rows
+) -> tuple[Tensor, Tensor]:
+    """(4, B, T, d) parts of hidden states, and (B, T) the real tokens whose pos is known."""
+    if hidden.shape[:-1] != rows.real.shape:
+        raise SiteError(
+            f"the input of {attention.block} has shape {tuple(hidden.shape)}, for tokens "
+            f"{tuple(rows.real.shape)}"
+        )
+    hidden = as_float(hidden)
+    mean, pos = (tensor.to(hidden) for tensor in mean_and_pos(geometry, attention))
+    real, positions = rows.real.to(hidden.device), rows.positions.to(hidden.device)
+    within = real & (positions >= 0) & (positions < len(pos))
+    own = pos[positions.clamp(0, len(pos) - 1)]
+    known = within & torch.isfinite(own).all(-1)
+    own = own.masked_fill(~known[..., None], float("nan"))
+    return split_states(hidden, mean, own, real=known), known
+
+
+def pairs(known: Tensor, causal: bool) -> Tensor:
+    """(B, 1, T, T) which query looks at which key."""
+    allowed = known[:, None, :, None] & known[:, None, None, :]
+    return allowed.tril() if causal else allowed
+
+
+@contextmanager
+def inputs_of_blocks(
+    model: nn.Module, attention: Iterable[Attention], take: Callable[[Attention, Tensor], None]
+) -> Iterator[None]:
+    """While open, every block hands its input to ``take`` before it runs.
+
+    Raises:
+        HookError: a block did not run.
+    """
+    inner = unwrap(model)
+    silent = {a.block for a in attention}
+
+    def handing(one: Attention) -> Callable[..., None]:
+        def hand(_: nn.Module, args: Any, kwargs: Any) -> None:
+            hidden = find_tensor((args, kwargs))
+            if hidden is None:
+                raise SiteError(f"the input of {one.block} holds no tensor of floating numbers")
+            silent.discard(one.block)
+            take(one, hidden.detach())
+
+        return hand
+
+    handles = []
+    try:
+        for one in attention:
+            block = inner.get_submodule(one.block)
+            handles.append(block.register_forward_pre_hook(handing(one), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if silent:
+        raise HookError(f"these blocks did not run: {', '.join(sorted(silent))}")
