@@ -36,6 +36,7 @@ from geomhooks.tokens import Tokens
 
 __all__ = ["Routing"]
 
+peek_transforms = torch._C._functorch.peek_interpreter_stack
 REPLICATED = (
     "Watch a site that is replicated, such as a whole block, or have the parallel plan replicate "
     "it: output_layouts=Replicate()"
@@ -225,7 +226,7 @@ class Routing:
             return False
         if not way.fits(out) or way.site.name in frame.fired:
             return False
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if peek_transforms() is not None:
             return False  # within torch.func.grad and its kin
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             with torch.no_grad(), torch.autocast("cpu", enabled=False):

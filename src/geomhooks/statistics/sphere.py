@@ -110,7 +110,9 @@ class Sphere(Statistic):
             extra |= norm_gaps(reading)
         r = reading
         note = Note(state, r.site, r.tokens, r.shift, r.reductions, extra)
-        r.carry.setdefault("notes", []).append(note)
+        if "notes" not in r.carry:
+            r.carry["notes"] = []
+        r.carry["notes"].append(note)
 
     def _chord(self, reading: Reading) -> dict[str, Tensor]:
         """At the last block, the angle to what came into the first, which is kept until then."""

@@ -6,7 +6,6 @@ sites of a forward leave their sums over entries, and one pass does the mathemat
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,13 +73,16 @@ class Note:
 def add_notes(notes: Iterable[Note]) -> None:
     """Add one forward to the accumulators of all its sites."""
     groups: dict[Any, list[Note]] = {}
-    runs: Counter[str] = Counter()
+    turns: dict[str, int] = {}
     for note in notes:
         site = note.site
         # A module that runs again in one forward adds to the same state, so in a turn of its own.
-        runs[site.name] += 1
-        key = (site.stack, site.width, id(note.tokens), runs[site.name])
-        groups.setdefault(key, []).append(note)
+        turn = turns[site.name] = turns.get(site.name, 0) + 1
+        key = (site.stack, site.width, id(note.tokens), turn)
+        if key in groups:
+            groups[key].append(note)
+        else:
+            groups[key] = [note]
     paths: dict[str, Tensor] = {}
     for group in groups.values():
         native = all(isinstance(note.reduced, OnePass) for note in group)
