@@ -8,8 +8,7 @@ that are widened as a whole, and NumPy's, which calls a symmetric update (syrk).
 
     python benchmarks/covariance.py [--forwards 6] [--device cpu] [--quick]
 
-writes ``benchmarks/results/covariance-<device>.json`` and prints two tables; ``--quick`` writes
-nothing.
+writes ``benchmarks/results/covariance-<device>.json`` and prints two tables.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from environment import environment
-from overhead import MODELS, synchronize, watched
+from overhead import MODELS
+from timing import Clock, clocked_hooks, synchronize, watched
 from torch import Tensor, nn
 
 import geomhooks as gh
@@ -33,7 +33,7 @@ from geomhooks.reductions.products import add_products
 from geomhooks.turns import is_chosen
 from geomhooks.watcher import Watch
 
-BATCH, LENGTH, FRACTION = 8, 256, 0.1
+GRID, FRACTION = (8, 256), 0.1
 SHAPES = {"GPT-2 124M shape": 768, "SmolLM2-135M shape": 576, "width of a 7B model": 4096}
 STATISTICS: dict[str, tuple[float, Callable[[], list[gh.Statistic]]]] = {
     "Covariance()": (1.0, lambda: [gh.Covariance()]),
@@ -54,38 +54,40 @@ def main() -> None:
     parser.add_argument("--forwards", type=int, default=6, help="of each kind")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="does it run: a model, a width, once")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     device, forwards = torch.device(arguments.device), arguments.forwards
     names = [name for name in SHAPES if name in MODELS]
-    widths = dict(SHAPES)
+    widths, grid = dict(SHAPES), GRID
     if arguments.quick:
-        widths, forwards = {"MiniLM-L6 shape": 384}, 1
+        widths, forwards, grid = {"MiniLM-L6 shape": 384}, 1, (2, 16)
         names = list(widths)
     rows = [
         row
         for name in names
-        for row in model_rows(name, MODELS[name]().eval().to(device), forwards)
+        for row in model_rows(name, MODELS[name]().eval().to(device), grid, forwards)
     ]
-    products = [product_row(name, d, device, forwards) for name, d in widths.items()]
-    if not arguments.quick:
-        path = Path(__file__).parent / "results" / f"covariance-{device.type}.json"
-        result = {"environment": environment(), "rows": rows, "products": products}
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"written to {path.name}")
+    products = [product_row(name, (*grid, d), device, forwards) for name, d in widths.items()]
+    path = arguments.out or Path(__file__).parent / "results" / f"covariance-{device.type}.json"
+    result = {"environment": environment(), "rows": rows, "products": products}
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {path.name}")
 
 
 @torch.no_grad()
-def model_rows(name: str, model: nn.Module, forwards: int) -> list[dict[str, Any]]:
+def model_rows(
+    name: str, model: nn.Module, grid: tuple[int, int], forwards: int
+) -> list[dict[str, Any]]:
     """A row for each choice of statistics."""
     device = next(model.parameters()).device
-    inputs: dict[str, Any] = {"input_ids": torch.randint(1000, (BATCH, LENGTH), device=device)}
+    inputs: dict[str, Any] = {"input_ids": torch.randint(1000, grid, device=device)}
     if not name.startswith("MiniLM"):
         inputs["use_cache"] = False
     rows = []
     for label, (fraction, build) in STATISTICS.items():
         watch = gh.watch(model, statistics=build())
         found = shares(model, inputs, watch, fraction, forwards)
-        row = {"model": name, "shape": [BATCH, LENGTH], "statistics": label, **found}
+        row = {"model": name, "shape": list(grid), "statistics": label, **found}
         row["state_mib"] = round(watch.nbytes / 2**20, 1)
         rows.append(row)
         passed = row["share_when_passed_over"]
@@ -103,36 +105,18 @@ def shares(
     model: nn.Module, inputs: dict[str, Any], watch: Watch, fraction: float, forwards: int
 ) -> dict[str, Any]:
     """Time in the hooks over that of the rest of the forward; medians over forwards of a kind."""
-    spent = 0.0
-    ours = {name: getattr(Watch, name) for name in ("open_stream", "read", "close_stream")}
-
-    def timing(hook: Callable[..., None]) -> Callable[..., None]:
-        def hook_and_time(*arguments: Any, **named: Any) -> None:
-            nonlocal spent
-            synchronize()
-            start = time.perf_counter()
-            hook(*arguments, **named)
-            synchronize()
-            spent += time.perf_counter() - start
-
-        return hook_and_time
-
     found: dict[bool, list[float]] = {True: [], False: []}
     rests = []
     watched(model, inputs, watch)  # the first allocates and compiles
     number = 1
-    for name, hook in ours.items():
-        setattr(Watch, name, timing(hook))
-    try:
-        while len(found[True]) < forwards or (fraction < 1 and len(found[False]) < forwards):
-            spent = 0.0
+    while len(found[True]) < forwards or (fraction < 1 and len(found[False]) < forwards):
+        clock = Clock()
+        with clocked_hooks(clock):
             whole = watched(model, inputs, watch)
-            found[is_chosen(number, fraction)].append(spent / (whole - spent))
-            rests.append(whole - spent)
-            number += 1
-    finally:
-        for name, hook in ours.items():
-            setattr(Watch, name, hook)
+        rest = whole - clock.seconds
+        found[is_chosen(number, fraction)].append(clock.seconds / rest)
+        rests.append(rest)
+        number += 1
     looked = statistics.median(found[True])
     passed = statistics.median(found[False]) if found[False] else None
     share = looked if passed is None else fraction * looked + (1 - fraction) * passed
@@ -144,10 +128,12 @@ def shares(
     }
 
 
-def product_row(name: str, width: int, device: torch.device, times: int) -> dict[str, Any]:
+def product_row(
+    name: str, shape: tuple[int, int, int], device: torch.device, times: int
+) -> dict[str, Any]:
     """Milliseconds of one site's product, each way in turn; and how far each is from float64."""
-    states = torch.randn(BATCH, LENGTH, width, device=device)
-    keep = torch.ones(BATCH, LENGTH, dtype=torch.bool, device=device)
+    states, width = torch.randn(shape, device=device), shape[2]
+    keep = torch.ones(shape[:2], dtype=torch.bool, device=device)
     shift = torch.zeros(width, dtype=torch.float64, device=device)
     rows = states.flatten(0, 1)
     moment = gh.SecondMoment(width).allocate(device)
@@ -177,7 +163,7 @@ def product_row(name: str, width: int, device: torch.device, times: int) -> dict
     exact = rows.double().T @ rows.double()
     scale = torch.outer(exact.diagonal(), exact.diagonal()).sqrt()
     error = float(((as_it_is_done() - exact) / scale).abs().max())
-    row: dict[str, Any] = {"width": width, "name": name, "shape": [BATCH, LENGTH, width]}
+    row: dict[str, Any] = {"width": width, "name": name, "shape": list(shape)}
     row |= {f"{way}_ms": round(1e3 * statistics.median(s), 2) for way, s in seconds.items()}
     row["error"] = error
     print(

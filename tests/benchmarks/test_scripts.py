@@ -76,3 +76,16 @@ def test_overhead(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all(row["ratio"] > 0 for row in rows)
     assert all(row["share_in_hooks"] > 0 for row in rows[:5])
+
+
+def test_host_time(tmp_path: Path) -> None:
+    out = tmp_path / "host.json"
+    run("host_time.py", "--quick", "--out", str(out))
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["statistics"] for row in rows] == ["PosCtx", "Sphere", "both"]
+
+
+def test_covariance(tmp_path: Path) -> None:
+    out = tmp_path / "covariance.json"
+    run("covariance.py", "--quick", "--out", str(out))
+    assert json.loads(out.read_text())["rows"]
