@@ -9,7 +9,17 @@ from geomhooks.functional.clusters import (
 )
 from geomhooks.functional.cosines import cosines, unit_rows
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
-from geomhooks.functional.group_means import MeanDifference, mean_difference
+from geomhooks.functional.group_means import (
+    BetweenGroups,
+    GroupMoments,
+    MeanDifference,
+    MeanDistances,
+    between_groups,
+    group_moments,
+    mean_difference,
+    mean_distances,
+    standard_errors,
+)
 from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
 from geomhooks.functional.rank import (
     effective_rank,
@@ -42,15 +52,19 @@ from geomhooks.functional.two_way import (
 )
 
 __all__ = [
+    "BetweenGroups",
     "Clusters",
     "Components",
     "Design",
+    "GroupMoments",
     "Incoherence",
     "MeanDifference",
+    "MeanDistances",
     "PrincipalComponents",
     "RelativeNorm",
     "ScreeNOT",
     "Similarity",
+    "between_groups",
     "concentration",
     "condition_number",
     "connected_positions",
@@ -62,11 +76,13 @@ __all__ = [
     "explained_ratio",
     "find_clusters",
     "finite_differences",
+    "group_moments",
     "group_similarity",
     "incoherence",
     "leading_share",
     "low_frequency_share",
     "mean_difference",
+    "mean_distances",
     "mean_pairwise_cosine",
     "participation_ratio",
     "principal_components",
@@ -80,6 +96,7 @@ __all__ = [
     "singular_values",
     "spectrum",
     "stable_rank",
+    "standard_errors",
     "unit_rows",
     "variance_components",
     "winding_number",
