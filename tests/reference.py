@@ -9,6 +9,7 @@ the size of the parts, and the place says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -157,9 +158,12 @@ def at_all_positions(rows: np.ndarray, positions: np.ndarray, unseen: float = np
 
 
 def pos_ctx(
-    seen: Observations, second_moment: bool = False, many_contexts: bool = False
+    seen: Observations,
+    second_moment: bool = False,
+    many_contexts: bool = False,
+    label_of: Callable[[np.ndarray], np.ndarray] = np.zeros_like,
 ) -> Numbers:
-    """What PosCtx reports.
+    """What PosCtx reports, `label_of` saying which group contexts are of.
 
     Scales. Of mu and of the plain position means: the root mean square of the dimension. Of pos and
     ctx: the standard deviation of the dimension. Of a variance component: the mean square from
@@ -212,6 +216,7 @@ def pos_ctx(
         "ctx": relative_to(spread, fit.ctx),
         "context_id": exact(ids),
         "context_length": exact(n_c),
+        "context_group": exact(label_of(ids)),
         "position_count": exact(at_all_positions(n_t, positions, unseen=0)),
         "count": exact(count),
         "contexts": exact(C),
@@ -231,7 +236,7 @@ def pos_ctx(
         numbers[f"corrected_shares.{name}"] = relative_to(
             max(scale_pos, scale_ctx, scale_resid) / whole, clipped[name] / whole
         )
-    numbers |= derived(fit, C)
+    numbers |= derived(fit, C) | similarity(fit.ctx, label_of(ids))
     if second_moment:
         numbers |= relative_norms(fit.pos[row_t], states)
         centred = states - states.mean(0)
@@ -273,6 +278,21 @@ def derived(fit: Fit, C: int) -> Numbers:
         "incoherence.max": plain(cosine.max()),
     }
     return numbers
+
+
+def similarity(ctx: np.ndarray, labels: np.ndarray) -> Numbers:
+    """Mean cosines of pairs of contexts of one group and of two, relative to mean absolute ones."""
+    if len(set(labels.tolist())) < 2:
+        return {}
+    directions = unit(ctx)
+    cosine, same = directions @ directions.T, labels[:, None] == labels
+    pairs = {"inter": cosine[~same], "intra": cosine[same & ~np.eye(len(ctx), dtype=bool)]}
+    return {
+        f"similarity.{name}": relative_to(np.abs(found).mean(), found.mean())
+        if found.size
+        else plain(np.nan)
+        for name, found in pairs.items()
+    }
 
 
 def relative_norms(pos: np.ndarray, states: np.ndarray) -> Numbers:
@@ -324,6 +344,57 @@ def covariance(seen: Observations) -> Numbers:
         "effective_rank": plain(np.exp(-(shares * np.log(shares)).sum())),
         "participation_ratio": plain(1 / (shares**2).sum()),
         "leading_share": plain(shares.max()),
+    }
+
+
+# ---------------------------------------------------------------- groups
+
+
+def group_means(seen: Observations, labels: np.ndarray, groups: int) -> Numbers:
+    """What GroupMeans reports of tokens with `labels` (N,), as one writes it down for each group.
+
+    Scales. Of a mean: the root mean square of the dimension. Of what is squared: the largest of its
+    kind, for a group of equal states has nothing left.
+    """
+    states, nan = seen.states, float("nan")
+    width = states.shape[1]
+    members = [states[labels == g] for g in range(groups)]
+    inside = np.concatenate(members)
+    count = np.array([len(own) for own in members])
+    mean, scatter = np.full((groups, width), nan), np.full((groups, width), nan)
+    error = np.full((groups, width), nan)
+    for g, own in enumerate(members):
+        if len(own):
+            mean[g], scatter[g] = own.mean(0), ((own - own.mean(0)) ** 2).sum(0)
+        if len(own) > 1:
+            error[g] = own.std(0, ddof=1) / np.sqrt(len(own))
+    noise = np.zeros((groups, groups))
+    distance = np.zeros((groups, groups))
+    for a in range(groups):
+        for b in range(groups):
+            both = (error[a] ** 2 + error[b] ** 2).sum()
+            noise[a, b] = both if a != b else 0 * both
+            distance[a, b] = ((mean[a] - mean[b]) ** 2).sum() - noise[a, b]
+    with np.errstate(all="ignore"):
+        variance = scatter / count[:, None]
+        between = count * ((mean - inside.mean(0)) ** 2).sum(1)
+        chance = (1 - count / count.sum()) * count * (error**2).sum(1)
+    whole = ((inside - inside.mean(0)) ** 2).sum()
+    noisy = chance[count > 0].sum() / whole if whole > 0 else nan
+    rms, spread = np.sqrt((states**2).mean(0)), states.var(0)
+    return {
+        "count": exact(count),
+        "unlabelled": exact((labels < 0).sum()),
+        "outside": exact((labels >= groups).sum()),
+        "mean": relative_to(rms, mean, rtol=1e-6),
+        "variance": relative_to(np.maximum(variance, spread), variance),
+        "trace": relative_to(spread.sum(), variance.sum(1)),
+        "scatter": relative_to(count[:, None] * spread, scatter),
+        "standard_error": relative_to(np.sqrt(spread), error),
+        "squared_distance": relative_to(spread.sum(), distance),
+        "distance_noise": relative_to(spread.sum(), noise),
+        "between_share": plain(np.nansum(between) / whole if whole > 0 else nan),
+        "between_noise_share": plain(noisy),
     }
 
 

@@ -14,7 +14,7 @@ from geomhooks.errors import GeomhooksError
 from geomhooks.history import History
 from geomhooks.second_moment import SecondMoment
 from geomhooks.snapshot import Geometry, load, merge
-from geomhooks.statistics import Covariance, PosCtx, Sphere, Statistic
+from geomhooks.statistics import Covariance, GroupMeans, PosCtx, Sphere, Statistic
 from geomhooks.table import Table
 from geomhooks.version import __version__
 from geomhooks.watcher import Watch, watch
@@ -24,6 +24,7 @@ __all__ = [
     "Covariance",
     "Geometry",
     "GeomhooksError",
+    "GroupMeans",
     "History",
     "Max",
     "Min",

@@ -86,7 +86,7 @@ class Tokens:
         groups: (M,) their labels, 0 where none are given.
         rows: (B,) which of the contexts each row is, or None for row = context.
         segments: (B, T) which of the contexts each token is in (M for none), or None.
-        token_groups: (B, T) labels, or None.
+        token_groups: (B, T) labels, or None where none are given.
         capacity: how many positions there are room for.
         first: (B, T) bool, tokens at position 0.
         continues: every context was open before; nothing has to be closed.
@@ -219,6 +219,13 @@ class Tokens:
             if self.rows is None
             else torch.zeros_like(counts).index_add_(0, self.rows, counts)
         )
+
+    def context_labels(self) -> Tensor:
+        """The label of each token's context, (B, T); of tokens in none, -1."""
+        if self.segments is not None:
+            return torch.nn.functional.pad(self.groups, (0, 1), value=-1)[self.segments]
+        groups = self.groups if self.rows is None else self.groups[self.rows]
+        return groups[:, None].expand_as(self.real)
 
     def forget_views(self) -> None:
         """Forget what was made of other tensors than these."""
@@ -473,8 +480,11 @@ class TokenStream:
         none = real.new_zeros(batch, dtype=torch.int64)
         groups, token_groups = none, None
         if stated.groups is not None:
-            labels = self._fit("groups", stated.groups.to(device), batch, length)
-            groups, token_groups = (labels, None) if labels.ndim == 1 else (none, labels)
+            given = stated.groups.to(device, torch.int64)
+            labels = self._fit("groups", given, batch, length)
+            token_groups = labels[:, None].expand_as(real) if labels.ndim == 1 else labels
+            # Of tokens' labels a context takes the largest.
+            groups = labels if labels.ndim == 1 else torch.where(real, labels, EMPTY).amax(1)
         tokens = Tokens(
             real, positions, start, none, groups, token_groups=token_groups, capacity=self.positions
         )
@@ -484,6 +494,8 @@ class TokenStream:
                 tokens.keys = ids
                 # Equal ids are one context: each row goes to the first row of its id.
                 tokens.rows = (ids[:, None] == ids[None, :]).to(torch.int8).argmax(1)
+                if stated.groups is not None and stated.groups.ndim == 2:
+                    tokens.groups = self._per_context(tokens.rows, groups, batch)
             else:
                 self._segment_by_id(tokens, ids)
             return tokens

@@ -163,7 +163,8 @@ class Watch(Routing):
             positions: (B, T), (1, T) or (T,) absolute positions.
             contexts: (B,) or (B, T) integer ids; tokens of equal id are one context, in later
                 forwards too.
-            groups: (B,) or (B, T) integer labels, kept with the contexts.
+            groups: (B,) or (B, T) integer labels, kept with the contexts; a context takes the label
+                of its row, or the largest of its tokens, as they are when it begins.
 
         Raises:
             TokensError: a shape or type that cannot be meant.

@@ -9,8 +9,17 @@ import numpy as np
 import torch
 
 import geomhooks as gh
-from tests.conformance.harness import POSITIONS, Case
-from tests.reference import Numbers, Observations, covariance, exact, plain, pos_ctx, sphere
+from tests.conformance.harness import GROUPS, POSITIONS, Case, label_of, label_of_tokens
+from tests.reference import (
+    Numbers,
+    Observations,
+    covariance,
+    exact,
+    group_means,
+    plain,
+    pos_ctx,
+    sphere,
+)
 
 
 class LargestEntry(gh.Statistic):
@@ -124,7 +133,10 @@ CASES = {
         Case(
             "pos_ctx",
             lambda: gh.PosCtx(contexts=64, positions=POSITIONS, second_moment=True),
-            lambda dense: {site: pos_ctx(seen, second_moment=True) for site, seen in dense.items()},
+            lambda dense: {
+                site: pos_ctx(seen, second_moment=True, label_of=label_of)
+                for site, seen in dense.items()
+            },
             lambda geometry, site: geometry[site].pos_ctx,
         ),
         Case(
@@ -132,6 +144,25 @@ CASES = {
             gh.Covariance,
             lambda dense: {site: covariance(seen) for site, seen in dense.items()},
             lambda geometry, site: geometry[site].covariance,
+        ),
+        Case(
+            "group_means",
+            lambda: gh.GroupMeans(GROUPS),
+            lambda dense: {
+                site: group_means(seen, label_of(seen.contexts), GROUPS)
+                for site, seen in dense.items()
+            },
+            lambda geometry, site: geometry[site].group_means,
+        ),
+        Case(
+            "group_means of tokens",
+            lambda: gh.GroupMeans(GROUPS, by="token"),
+            lambda dense: {
+                site: group_means(seen, label_of_tokens(seen.contexts, seen.positions), GROUPS)
+                for site, seen in dense.items()
+            },
+            lambda geometry, site: geometry[site].group_means,
+            label_of_tokens,
         ),
         Case(
             "sphere",

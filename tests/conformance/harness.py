@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,25 @@ UNCHECKED = (
     "spiral",
     "noise_shares",
     "split_contexts",
-    "context_group",
     "log_radius",
     "condition_number",
     "forwards",
 )
 """Results, by the beginning of their name, that have tests of their own, not a reference."""
+
+
+GROUPS = 3
+
+
+def label_of(contexts: Any) -> Any:
+    """The group of contexts, -1 for some; the first that is planted has one."""
+    return (contexts % 64 + 1) % (GROUPS + 1) - 1
+
+
+def label_of_tokens(contexts: Any, positions: Any) -> Any:
+    """The group of tokens, that of contexts shifted by position; contexts (B,) or (B, T)."""
+    row = contexts if contexts.ndim == positions.ndim else contexts[:, None]
+    return (row % 64 + positions + 1) % (GROUPS + 1) - 1
 
 
 @dataclass(frozen=True)
@@ -117,14 +130,19 @@ class Batch:
     """(B, T) int64"""
     contexts: Tensor
     """(B,) int64, or (B, T) where a row holds several"""
+    groups: Tensor | None = None
+    """(B,) or (B, T) labels"""
     start: int = 0
     """columns of the same rows that went before, to be found in the cache"""
 
     def columns(self, start: int, end: int) -> Batch:
         """A piece of all rows; the mask of a piece goes back to the beginning."""
         contexts = self.contexts if self.contexts.ndim == 1 else self.contexts[:, start:end]
+        groups = self.groups
+        if groups is not None and groups.ndim == 2:
+            groups = groups[:, start:end]
         pieces = self.embeddings[:, start:end], self.mask[:, :end], self.positions[:, start:end]
-        return Batch(*pieces, contexts, start)
+        return Batch(*pieces, contexts, groups, start)
 
     def arguments(self) -> dict[str, Tensor]:
         """What a model has to be told: a mask where one is needed, positions unless columns."""
@@ -184,13 +202,16 @@ class Case:
     Attributes:
         statistic: makes the statistic.
         reference: from the observations of each site, in forward order, to the numbers of each
-        result. find: the results of a geometry under the same keys as the reference's.
+            result.
+        find: the results of a geometry under the same keys as the reference's.
+        labels: from contexts and positions to groups.
     """
 
     name: str
     statistic: Callable[[], gh.Statistic]
     reference: Callable[[dict[str, Observations]], dict[str, Numbers]]
     find: Callable[[Any, str], Any]
+    labels: Callable[[Any, Any], Any] = lambda contexts, positions: label_of(contexts)
 
 
 @dataclass
@@ -216,14 +237,15 @@ class Subject:
         )
 
     def feed(self, watch: Any, batch: Batch, **arguments: Any) -> Tensor:
-        with watch.tokens(contexts=batch.contexts):
+        with watch.tokens(contexts=batch.contexts, groups=batch.groups):
             return self.model(**batch.arguments(), **arguments)
 
     def render(
         self, *rows: Context | Sequence[Context], side: str = "right", filler: float = 7.0
     ) -> Batch:
         listed = [[row] if isinstance(row, Context) else row for row in rows]
-        return render(listed, self.dtype, side, filler)
+        batch = render(listed, self.dtype, side, filler)
+        return replace(batch, groups=self.case.labels(batch.contexts, batch.positions))
 
     def check(self, geometry: Any) -> None:
         """Every number of the geometry is the dense one."""
@@ -291,7 +313,7 @@ def compare(
 
 def by_context_id(found: Mapping[str, Any], name: str, expected: Expected) -> Expected:
     """Kept contexts may come in any order: bring what is expected into the order found."""
-    if name not in ("ctx", "context_id", "context_length"):
+    if name not in ("ctx", "context_id", "context_length", "context_group"):
         return expected
     order = np.argsort(np.argsort(np.asarray(found["context_id"])))
     return (

@@ -98,7 +98,7 @@ def watching(subject: Subject, model: nn.Module, sites: Any = "blocks") -> Itera
 
 def feed(watch: Any, run: Any, batch: Batch) -> Tensor:
     """Always with mask and positions, so that all batches look alike to a compiler."""
-    with watch.tokens(contexts=batch.contexts):
+    with watch.tokens(contexts=batch.contexts, groups=batch.groups):
         out: Tensor = run(
             inputs_embeds=batch.embeddings,
             attention_mask=batch.mask,

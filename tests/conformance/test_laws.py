@@ -165,7 +165,11 @@ def packed_into_one_row_of_tokens(subject: Subject, folder: Path) -> Any:
     real = batch.mask[0].bool()
     with (
         subject.watch() as watch,
-        watch.tokens(positions=batch.positions[0, real], contexts=batch.contexts[0, real]),
+        watch.tokens(
+            positions=batch.positions[0, real],
+            contexts=batch.contexts[0, real],
+            groups=batch.groups[0, real],
+        ),
     ):
         subject.model(inputs_embeds=batch.embeddings[0, real])
     return watch.geometry()

@@ -337,7 +337,7 @@ def stages_of_a_pipeline() -> None:
     ):
         for context in contexts[replica :: size() // 2]:
             batch = whole.render(context)
-            with watch.tokens(contexts=batch.contexts):
+            with watch.tokens(contexts=batch.contexts, groups=batch.groups):
                 model(**batch.arguments())
     together = watch.geometry(sync=True)
     assert together.sites == alone.sites

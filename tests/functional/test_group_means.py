@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_ind
 
-from geomhooks.functional import mean_difference
+from geomhooks.functional import (
+    between_groups,
+    group_moments,
+    mean_difference,
+    mean_distances,
+    standard_errors,
+)
 
 
 def summary(groups: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -79,3 +85,41 @@ def test_what_is_refused() -> None:
         mean_difference(torch.ones(2), mean, mean, 0, 1)
     with pytest.raises(IndexError, match="group 3: there are 3 groups"):
         mean_difference(count, mean, mean, 0, 3)
+
+
+def test_groups_among_each_other() -> None:
+    """Distances are those of each pair; of groups that do not differ, none is left on average."""
+    numbers = torch.tensor([20, 35, 50, 1])
+    labels = torch.repeat_interleave(torch.arange(4), numbers)
+    distances, shares = [], []
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        vectors = torch.randn(len(labels), 6, generator=generator, dtype=torch.float64)
+        moments = group_moments(vectors, labels, 4)
+        found = mean_distances(*moments)
+        for a, b in ((0, 1), (2, 1)):
+            pair = mean_difference(*moments, a, b)
+            torch.testing.assert_close(found.squared_length[a, b], pair.squared_length)
+            torch.testing.assert_close(found.noise[a, b], pair.noise)
+        assert torch.isnan(found.squared_length[:, 3]).all()
+        assert found.squared_length.diagonal()[:3].tolist() == [0, 0, 0]
+        distances.append(found.squared_length[0, 1])
+        pooled = between_groups(*(part[:3] for part in moments))
+        shares.append(pooled.share - pooled.noise_share)
+    for each in (torch.stack(distances), torch.stack(shares)):
+        assert abs(float(each.mean())) < 4 * float(each.std()) / 200**0.5
+
+
+def test_moments_of_labelled_vectors() -> None:
+    vectors, labels = torch.randn(9, 3).double(), torch.tensor([0, 2, -1, 2, 0, 5, 2, 0, 0])
+    found = group_moments(vectors, labels, 4)
+    assert found.number.tolist() == [4, 0, 3, 0]
+    for group in (0, 2):
+        own = vectors[labels == group]
+        torch.testing.assert_close(found.mean[group], own.mean(0))
+        torch.testing.assert_close(found.scatter[group], own.var(0) * (len(own) - 1))
+        error = standard_errors(found.number, found.scatter)[group]
+        torch.testing.assert_close(error, own.std(0) / len(own) ** 0.5)
+    assert torch.isnan(found.mean[[1, 3]]).all()
+    with pytest.raises(ValueError, match=r"9 vectors.*found \(3,\) and groups=4"):
+        group_moments(vectors, labels[:3], 4)

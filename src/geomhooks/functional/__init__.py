@@ -17,7 +17,17 @@ from geomhooks.functional.clusters import (
 )
 from geomhooks.functional.cosines import cosines, unit_rows
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
-from geomhooks.functional.group_means import MeanDifference, mean_difference
+from geomhooks.functional.group_means import (
+    BetweenGroups,
+    GroupMoments,
+    MeanDifference,
+    MeanDistances,
+    between_groups,
+    group_moments,
+    mean_difference,
+    mean_distances,
+    standard_errors,
+)
 from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
 from geomhooks.functional.logit_shares import LogitShares, LogitSums, logit_shares, logit_sums
 from geomhooks.functional.query_key import (
@@ -70,16 +80,19 @@ from geomhooks.functional.two_way import (
 
 __all__ = [
     "QUERY_KEY_PARTS",
+    "BetweenGroups",
     "Clusters",
     "Components",
     "Design",
     "FrozenNorm",
+    "GroupMoments",
     "Incoherence",
     "KernelFactors",
     "LogitShares",
     "LogitSums",
     "LowFrequency",
     "MeanDifference",
+    "MeanDistances",
     "PosBasis",
     "PrincipalComponents",
     "PublishedLogits",
@@ -88,6 +101,7 @@ __all__ = [
     "ScreeNOT",
     "Similarity",
     "WeightAlignment",
+    "between_groups",
     "concentration",
     "condition_number",
     "connected_positions",
@@ -100,6 +114,7 @@ __all__ = [
     "find_clusters",
     "finite_differences",
     "freeze_norm",
+    "group_moments",
     "group_similarity",
     "incoherence",
     "kernel_factorisation",
@@ -109,6 +124,7 @@ __all__ = [
     "low_frequency_bound",
     "low_frequency_share",
     "mean_difference",
+    "mean_distances",
     "mean_pairwise_cosine",
     "participation_ratio",
     "pos_basis",
@@ -129,6 +145,7 @@ __all__ = [
     "spectrum",
     "split_states",
     "stable_rank",
+    "standard_errors",
     "unit_rows",
     "universal_threshold",
     "variance_components",

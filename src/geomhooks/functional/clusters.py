@@ -80,9 +80,12 @@ def group_similarity(vectors: Tensor, labels: Tensor) -> Similarity:
     count = torch.bincount(group)
     sums = unit.new_zeros(len(count), unit.shape[1]).index_add_(0, group, unit)
     squares, number = sums.square().sum(), len(unit)
+    inter, intra = sums.sum(0).square().sum() - squares, squares - number
+    pairs = number**2 - int(count.square().sum()), int((count * (count - 1)).sum())
+    # Where there is no pair, rounding may have left more than zero.
+    nothing = unit.new_full((), float("nan"))
     return Similarity(
-        (sums.sum(0).square().sum() - squares) / (number**2 - int(count.square().sum())),
-        (squares - number) / int((count * (count - 1)).sum()),
+        inter / pairs[0] if pairs[0] else nothing, intra / pairs[1] if pairs[1] else nothing
     )
 
 

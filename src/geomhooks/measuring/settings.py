@@ -14,6 +14,9 @@ from geomhooks.measuring.errors import ResumeError
 __all__ = ["Settings", "check_same", "statistics_named"]
 
 
+LABELLED = (gh.GroupMeans,)  # statistics that need to be told more than the text
+
+
 @dataclass(frozen=True)
 class Settings:
     """What decides the numbers of a run; one that goes on must have the same.
@@ -47,6 +50,11 @@ def statistics_named(names: Sequence[str], **options: Any) -> list[gh.Statistic]
     for name in names:
         if name not in known:
             raise ValueError(f"no statistic {name!r}; there are {', '.join(sorted(known))}")
+        if known[name] in LABELLED:
+            raise ValueError(
+                f"{name} needs a group label for each context or token, and texts have none; in "
+                "Python give them by watch.tokens(groups=...)"
+            )
     built = []
     for name in names:
         takes = signature(known[name]).parameters

@@ -2,10 +2,23 @@
 
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.covariance import Covariance
+from geomhooks.statistics.group_means import GroupMeans
 from geomhooks.statistics.pos_ctx import PosCtx
 from geomhooks.statistics.sphere import Sphere
 
-__all__ = ["LAWS", "REGISTRY", "Covariance", "PosCtx", "Reading", "Site", "Sphere", "Statistic"]
+__all__ = [
+    "LAWS",
+    "REGISTRY",
+    "Covariance",
+    "GroupMeans",
+    "PosCtx",
+    "Reading",
+    "Site",
+    "Sphere",
+    "Statistic",
+]
 
 # By the name that files know them by; files never run code, so no others are.
-REGISTRY: dict[str, type[Statistic]] = {kind.name: kind for kind in (PosCtx, Sphere, Covariance)}
+REGISTRY: dict[str, type[Statistic]] = {
+    kind.name: kind for kind in (PosCtx, Sphere, Covariance, GroupMeans)
+}
