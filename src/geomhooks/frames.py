@@ -19,7 +19,6 @@ from geomhooks.tokens import Tokens
 
 __all__ = [
     "Frame",
-    "Latest",
     "outside_transforms",
     "own_what_is_carried",
     "unwrap_transforms",
@@ -27,18 +26,14 @@ __all__ = [
 ]
 
 
-@dataclass(slots=True)
-class Latest:
-    """The hidden state that was read last in a forward, and what is known of it."""
-
-    tensor: Tensor
-    version: int
-    reductions: Reduced
-
-
 @dataclass
 class Frame:
-    """One forward of one token stream; gone when the call that opened it returns."""
+    """One forward of one token stream; gone when the call that opened it returns.
+
+    Attributes:
+        latest: the hidden state that was read last, how often it had been written, and what is
+            known of it.
+    """
 
     call: Call
     stated: Statement
@@ -46,7 +41,9 @@ class Frame:
     stages: dict[Any, Any] = field(default_factory=dict)
     fired: set[str] = field(default_factory=set)
     carry: dict[Any, dict[Any, Any]] = field(default_factory=dict)
-    latest: Latest | None = None
+    latest: Tensor | None = None
+    latest_version: int = 0
+    latest_reductions: Reduced | None = None
     counts: bool = True
     thread: int = field(default_factory=threading.get_ident)
 
@@ -68,10 +65,10 @@ class Frame:
         Raises:
             SiteError: the block has overwritten its input with its output ``found``.
         """
-        if entered is None or self.latest is None or self.latest.tensor is not entered:
+        if entered is None or self.latest is not entered:
             return None
-        if version_of(entered) == self.latest.version:
-            return self.latest.reductions
+        if version_of(entered) == self.latest_version:
+            return self.latest_reductions
         if entered.data_ptr() != found.data_ptr():
             return None  # written to before the block saw it
         raise SiteError(
@@ -81,7 +78,8 @@ class Frame:
 
     def read(self, tensor: Tensor, reductions: Reduced) -> None:
         """Remember what is known of a hidden state until the next one is read."""
-        self.latest = Latest(tensor, version_of(tensor), reductions)
+        self.latest, self.latest_reductions = tensor, reductions
+        self.latest_version = version_of(tensor)
 
 
 def version_of(tensor: Tensor) -> int:

@@ -277,5 +277,7 @@ def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None
     if site.norm is not None and reading.site.norm_eps is not None:
         reading.taps["gain"], reading.taps["bias"] = site.norm.affine(reading.taps["out"])
     for statistic, states in parts:
-        reading.carry = frame.carry.setdefault(statistic.name, {})
+        if statistic.name not in frame.carry:
+            frame.carry[statistic.name] = {}
+        reading.carry = frame.carry[statistic.name]
         statistic.update(states, reading)

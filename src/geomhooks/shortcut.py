@@ -133,9 +133,13 @@ class Shortcut:
             return None
         entered = known_at = 0
         if into is not None:
-            if into.shape != shape or not self.fits(into):
-                return None
             known = None if borrowed else frame.known_of(into, out, self.site.name)
+            # What another site has shown on this stage is as it has to be, but for its type.
+            shown = type(known) is OnePass and known.block is stage.numbers
+            if not shown and (into.shape != shape or not self.fits(into)):
+                return None
+            if into.dtype is not self.dtype:
+                return None
             if self.moves:
                 entered = into.data_ptr()
                 known_at = known.address if type(known) is OnePass else 0
@@ -153,14 +157,8 @@ class Shortcut:
             stage.groups_address,
         )
         self._run(self._address)
-        found = OnePass(
-            stage.numbers[row],
-            shape,
-            stage.workers,
-            self.shift,
-            moves=entered != 0,
-            address=address,
-        )
+        moves, workers = entered != 0, stage.workers
+        found = OnePass(stage.numbers, row, address, shape, workers, self.shift, moves)
         if not borrowed:
             frame.read(out, found)
         taps = {"out": out.detach() if out.requires_grad else out}

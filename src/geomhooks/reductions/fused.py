@@ -26,35 +26,32 @@ class OnePass(Reduced):
     """What one pass has put down, as tensors on its memory that are made when they are asked for.
 
     Args:
-        numbers: float64, laid out as :func:`geomhooks.native.site.scratch` says.
+        block: (n, size) float64, of which one row is laid out as
+            :func:`geomhooks.native.site.scratch` says:
+        row: its number, and
+        address: where it is.
         shape: (B, T, d) of the state.
         workers: how many threads took the pass.
         shift: (d,).
         moves: the block's input was there.
         groups: (M, d) sums by context, or None where they are gone.
-        address: where the numbers are.
     """
 
     def __init__(
         self,
-        numbers: Any,
+        block: Any,
+        row: int,
+        address: int,
         shape: Sequence[int],
         workers: int,
         shift: Tensor,
-        *,
         moves: bool,
         groups: Any = None,
-        address: int = 0,
     ) -> None:
-        self._parts = numbers, shape, shift, moves, groups
+        self._parts = row, shape, shift, moves, groups
+        self.block = block
         self.workers = workers
-        self.address = address or load("site").address_of(numbers)
-
-    @property
-    def found(self) -> Any:
-        """(8, B, T) what the entries of each token add up to."""
-        numbers, (batch, length, _), *_ = self._parts
-        return numbers[: 8 * batch * length].reshape(8, batch, length)
+        self.address = address
 
     def __getattr__(self, name: str) -> Any:
         super().__getattr__(name)  # which raises, should it be no reduction
@@ -62,12 +59,14 @@ class OnePass(Reduced):
         return found
 
     def _find(self, name: str) -> Any:
-        numbers, (batch, length, width), shift, moves, groups = self._parts
-        native, tokens, workers = load("sums"), batch * length, self.workers
+        row, (batch, length, width), shift, moves, groups = self._parts
+        numbers, tokens, workers = self.block[row], batch * length, self.workers
+        native = load("sums")
         tallies = 8 * tokens + 4 * workers * width
         keep = tallies + 12 * workers
         if name in native.FOUND and (moves or name not in MOVES):
-            return torch.from_numpy(self.found[native.FOUND.index(name)])
+            at = native.FOUND.index(name) * tokens
+            return torch.from_numpy(numbers[at : at + tokens].reshape(batch, length))
         if name == "keep":
             flags = numbers[keep:].view(np.bool_)[:tokens]
             return torch.from_numpy(flags.reshape(batch, length))
@@ -104,7 +103,7 @@ def reduce_fused(
         rows = length if columns else tokens.capacity
         target, start = torch.zeros((rows, width), dtype=torch.float64), 0
     workers = workers_for(out) if columns else 1
-    numbers = np.empty(native.scratch(batch, length, width, workers))
+    block = np.empty((1, native.scratch(batch, length, width, workers)))
     groups = np.empty((workers, (batch if tokens.segments is None else tokens.number) + 1, width))
     where = native.TokensRecord(tokens.arrays._replace(start=start), tokens.number)
     told = native.describe_site(states[0].dtype, shift.numpy(), bool(needs & OVER_TOKENS))
@@ -112,10 +111,10 @@ def reduce_fused(
     told[native.OF_TOKENS], told[native.WORKERS] = where.address, workers
     told[native.H : native.H + len(states)] = [state.data_ptr() for state in states]
     told[native.KNOWN] = known.address if isinstance(known, OnePass) else 0
-    told[native.NUMBERS], told[native.CONTEXTS] = map(native.address_of, (numbers, groups))
+    told[native.NUMBERS], told[native.CONTEXTS] = map(native.address_of, (block, groups))
     native.run()(native.address_of(told))
-    moves, by_context = len(states) == 2, groups[0, :-1]
-    r = OnePass(numbers, out.shape, workers, shift, moves=moves, groups=by_context)
+    where_found, moves, by_context = int(told[native.NUMBERS]), len(states) == 2, groups[0, :-1]
+    r = OnePass(block, 0, where_found, out.shape, workers, shift, moves, by_context)
     if position_sum is None:
         r.position_sum = target
     if "shifted" in needs:
