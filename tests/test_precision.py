@@ -116,7 +116,7 @@ def test_a_hundred_thousand_contexts() -> None:
     at, of = np.nonzero(mask)[1], np.nonzero(mask)[0]
     numbers = pos_ctx(Observations(embeddings.double().numpy()[mask], at, of), many_contexts=True)
     assert len(found.context_id) == 64
-    of_the_kept = ("ctx", "context_id", "context_length", "incoherence")
+    of_the_kept = ("ctx", "context_id", "context_length", "context_group", "incoherence")
     numbers = {name: n for name, n in numbers.items() if not name.startswith(of_the_kept)}
     compare(found, numbers, "blocks.0@in", (*UNCHECKED, *of_the_kept))
 
