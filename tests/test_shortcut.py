@@ -259,6 +259,13 @@ def test_a_state_that_was_replaced_is_found_again(model: Model) -> None:
     assert_alike(watch.state_dict()["tensors"], expected)
 
 
+def test_an_empty_batch_counts_nothing(model: Model) -> None:
+    """On neither way, so that sites and their stream agree on the number of forwards."""
+    batches = [{"input_ids": batch} for batch in (ids(), ids(0), ids())]
+    found = state_of(model, batches)
+    assert_alike(found, state_of(model, batches[::2]))
+
+
 def test_a_block_that_overwrites_its_input_is_refused(model: Model) -> None:
     class InPlace(nn.Module):
         def forward(self, states: Tensor) -> Tensor:

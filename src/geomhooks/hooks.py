@@ -214,12 +214,7 @@ class ReadOutput(_Read):
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forward hook."""
-        if not self.wants_input:
-            self.show(output, None)
-        elif args and isinstance(args[0], Tensor):  # as mostly
-            self.show(output, args[0] if args[0].is_floating_point() else (*args, kwargs))
-        else:
-            self.show(output, (*args, kwargs))
+        self.show(output, (*args, kwargs) if self.wants_input else None)
 
 
 # Around a compiled model torch calls the root's hooks itself: they are no code to be compiled.

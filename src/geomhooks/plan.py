@@ -140,6 +140,7 @@ class Plan:
                 state.shift["value"].device,
             )
             if found != wanted and int(state.forwards.value) == 0:
+                Accumulator.replaced += 1  # nobody may know the old one's memory any more
                 state = None
         if state is None:
             missing = [s.name for s in site.statistics if "in" in s.taps and not has_input]

@@ -109,6 +109,7 @@ class Shortcut:
             and tensor.is_contiguous()
             and tensor.ndim == 3
             and tensor.shape[2] == self.site.width
+            and tensor.numel() > 0
         )
 
     @property

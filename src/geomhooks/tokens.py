@@ -276,8 +276,12 @@ def columns_from(start: int, batch: int, length: int, device: torch.device) -> C
     with torch.inference_mode(False):
         column = torch.arange(start, start + length, device=device).expand(batch, length)
         number = batch * length
-        census = torch.tensor([1, number, number, 0, 0, 0], device=device)
-        masked = torch.tensor([0, 0, -1, 1, 0, 0], device=device)
+        # Filled in on the device: a tensor of given numbers would be copied there.
+        census, masked = torch.zeros((2, len(CENSUS)), dtype=torch.int64, device=device)
+        census[0].fill_(1)
+        census[1:3].fill_(number)
+        masked[2].fill_(-1)
+        masked[3].fill_(1)
         ones = torch.ones((batch, length), dtype=torch.bool, device=device)
         return Columns(ones, column, column == 0, census, masked)
 
