@@ -29,22 +29,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import geomhooks as gh
 from geomhooks.calls import Call, Statement
 from geomhooks.reductions import on_cuda
-from geomhooks.reductions.plain import reduce_plain
+from geomhooks.reductions.plain import NAMES, reduce_plain
 from geomhooks.tokens import Tokens, TokenStream
 
-NEEDS = frozenset(
-    {
-        "squared_norm",
-        "ones",
-        "norm",
-        "radius",
-        "shifted_squared_norm",
-        "position_sum",
-        "context_sum",
-        "directions",
-        "step",
-    }
-)
+NEEDS = NAMES - {"shifted"}  # all that the default statistics need
 SHAPES = {
     "GPT-2 124M": (16, 1024, 768),
     "GPT-2 XL": (16, 1024, 1600),
