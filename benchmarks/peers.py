@@ -89,12 +89,17 @@ def main() -> None:
             rows.append(row)
             wrong += complaints(row)
             print(show_row(row), flush=True)
-    settings = {"batch": BATCH, "rounds": arguments.rounds, "contexts": arguments.contexts}
-    result = {"environment": environment(PACKAGES), **settings, "rows": rows}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        write(rows, arguments)
     print(f"written to {arguments.out}")
     if wrong:
         raise SystemExit("\n".join(wrong))
+
+
+def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """What has been measured so far."""
+    settings = {"batch": BATCH, "rounds": arguments.rounds, "contexts": arguments.contexts}
+    result = {"environment": environment(PACKAGES), **settings, "rows": rows}
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 PACKAGES = ("geomhooks", "torch", "numba", "numpy", "transformers", "transformer-lens", "nnsight")
@@ -193,14 +198,15 @@ def in_fresh_process(peer: str, folder: Path, contexts: list[int]) -> dict[str, 
 def alone(name: str, folder: Path, contexts: list[int]) -> dict[str, Any]:
     """How much one peer lets memory grow, and how long its answer takes, at some contexts each.
 
-    Counted from when the model has run once and what the peer needs is imported: bytes above that
-    at the peak of the forwards, and with the answer taken as well. The answer itself goes to a
-    file, where it is to be compared.
+    Counted from when the model has run once and the peer has done the job on a tiny model, so that
+    all code is loaded: bytes above that at the peak of the forwards, and with the answer taken as
+    well. The answer itself goes to a file, where it is to be compared.
     """
     model, ids = load(folder)
     kind = PEERS.get(name, Bare)
     Bare(twin(model), 0, folder).forward(ids[:BATCH])
     kind.prepare(model)
+    rehearse(kind)
     start = resident_bytes()
     forget_peak()
     peer = kind(twin(model), max(contexts), folder)
@@ -223,6 +229,18 @@ def alone(name: str, folder: Path, contexts: list[int]) -> dict[str, Any]:
             forget_peak()
         marks.append({"contexts": done, "forwards": forwards, "whole": whole, "seconds": seconds})
     return {"marks": marks, "state": peer.state_bytes}
+
+
+def rehearse(kind: type[Peer]) -> None:
+    """Do the whole job on a tiny model."""
+    with tempfile.TemporaryDirectory() as folder:
+        save("tiny", BATCH, Path(folder))
+        model, ids = load(Path(folder))
+        kind.prepare(model)
+        peer = kind(model, BATCH, Path(folder))
+        peer.forward(ids)
+        if kind is not Bare:
+            peer.numbers()
 
 
 def measure_time(

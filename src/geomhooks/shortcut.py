@@ -17,7 +17,7 @@ from geomhooks.accumulators import Accumulator
 from geomhooks.frames import Frame
 from geomhooks.native import load, usable
 from geomhooks.plan import SitePlan
-from geomhooks.reductions import DTYPES, OnePass, workers_for
+from geomhooks.reductions import DTYPES, OnePass, sites_that_wait, workers_for
 from geomhooks.state import SiteState
 from geomhooks.statistics.base import Reading, Statistic
 from geomhooks.tokens import Tokens
@@ -53,11 +53,20 @@ class Stage:
         batch, length = tokens.real.shape
         width = states.shape[2]
         rows = tokens.number if tokens.segments is not None else batch
-        # Memory for all sites, which takes none before it is written to.
-        self.numbers = np.empty((sites, native.scratch(batch, length, width, self.workers)))
-        self.address, self.size = native.address_of(self.numbers), 8 * self.numbers.shape[1]
+        room = min(sites, sites_that_wait(states))
+        self._shape = room, native.scratch(batch, length, width, self.workers)
+        self.numbers, self.row, self._address = np.empty((0, self._shape[1])), -1, 0
         self.groups = np.empty(self.workers * (rows + 1) * width)
-        self.groups_address, self.read = native.address_of(self.groups), 0
+        self.groups_address = native.address_of(self.groups)
+
+    def next_address(self) -> int:
+        """Where the next site puts its numbers down: at ``row`` of ``numbers``."""
+        self.row += 1
+        if self.row == len(self.numbers):  # what is there is kept by those who still need it
+            self.numbers, self.row = np.empty(self._shape), 0
+            self._address = load("site").address_of(self.numbers)
+        address: int = self._address + 8 * self.row * self._shape[1]
+        return address
 
 
 class Shortcut:
@@ -144,8 +153,7 @@ class Shortcut:
             if self.moves:
                 entered = into.data_ptr()
                 known_at = known.address if type(known) is OnePass else 0
-        row, stage.read = stage.read, stage.read + 1
-        address = stage.address + row * stage.size
+        address = stage.next_address()
         self._call.pack_into(
             self._told,
             self._call_at,
@@ -159,7 +167,7 @@ class Shortcut:
         )
         self._run(self._address)
         moves, workers = entered != 0, stage.workers
-        found = OnePass(stage.numbers, row, address, shape, workers, self.shift, moves)
+        found = OnePass(stage.numbers, stage.row, address, shape, workers, self.shift, moves)
         if not borrowed:
             frame.read(out, found)
         taps = {"out": out.detach() if out.requires_grad else out}

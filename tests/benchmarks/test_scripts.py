@@ -51,7 +51,7 @@ def test_peers(benchmarks: Path, tmp_path: Path) -> None:
         assert row["memory"][0]["whole_mib"] >= row["memory"][0]["forwards_mib"], name
         assert row["memory"][0]["ratio"] > row["ratio"], name
     lines = table(result).splitlines()
-    assert "| nnsight | failed: ImportError: no nnsight here |  |  |  |  |" in lines
+    assert "| nnsight | failed: ImportError: no nnsight here |  |  |  |  |  |" in lines
     assert sum(line.startswith(f"| {name} |") for name in names for line in lines) == 3
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import geomhooks as gh
+from geomhooks.statistics import sphere_notes
 from tests.models import Stack
 from tests.reference import histogram_fits, log_radius
 
@@ -123,3 +124,42 @@ def test_norms_that_are_the_blocks_of_a_stack() -> None:
     for site in ("0", "1"):
         assert float(geometry[site].sphere.sphere_gap.max) < 1e-5
         assert float(geometry[site].sphere.plane_gap.max) < 1e-5
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+@pytest.mark.parametrize("loops", ["compiled", "tiled"])
+def test_sites_are_added_up_as_many_at_once_as_may_wait(
+    monkeypatch: pytest.MonkeyPatch, loops: str, together: int
+) -> None:
+    """The path along the blocks and the chord go on from those to the next."""
+    if loops == "tiled":
+        monkeypatch.setattr("geomhooks.native.usable", lambda *_: False)
+        monkeypatch.setattr("geomhooks.reductions.usable", lambda *_: False)
+        monkeypatch.setattr("geomhooks.shortcut.usable", lambda *_: False)
+    batches = torch.randn(3, 2, 5, 8)
+
+    def measured() -> dict[str, float]:
+        torch.manual_seed(0)
+        model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(5)])
+        with torch.no_grad(), gh.watch(model, statistics=[gh.Sphere()]) as watch:
+            for batch in batches:
+                model(batch)
+        return watch.geometry().scalars()
+
+    expected = measured()
+    assert any("tortuosity" in name for name in expected)
+    most = 64 * 10 * together
+    monkeypatch.setattr("geomhooks.reductions.plain.MAY_WAIT", most)
+    waiting: list[int] = []
+    add_notes = sphere_notes.add_notes
+
+    def add(notes: Any, paths: Any) -> None:
+        waiting.append(len(notes))
+        add_notes(notes, paths)
+
+    monkeypatch.setattr("geomhooks.statistics.sphere.add_notes", add)
+    found = measured()
+    assert max(waiting) == together
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-12, nan_ok=True), name

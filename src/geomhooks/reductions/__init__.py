@@ -22,6 +22,7 @@ from geomhooks.reductions.plain import (
     Reduced,
     reduce_move_plain,
     reduce_plain,
+    sites_that_wait,
 )
 from geomhooks.reductions.tiled import reduce_tiled
 from geomhooks.tokens import Tokens
@@ -34,6 +35,7 @@ __all__ = [
     "Reduced",
     "reduce",
     "reduce_move",
+    "sites_that_wait",
     "workers_for",
 ]
 

@@ -18,6 +18,7 @@ __all__ = [
     "directions_of",
     "reduce_move_plain",
     "reduce_plain",
+    "sites_that_wait",
     "unit_weights",
 ]
 
@@ -38,6 +39,8 @@ NAMES = frozenset(
 
 
 LENGTHS = frozenset({"norm", "radius"})
+OF_A_TOKEN = 8 * 8  # bytes that a site's reductions keep of a token, at most
+MAY_WAIT = 1 << 20
 
 
 class Directions(NamedTuple):
@@ -104,6 +107,18 @@ class Reduced:
         if name not in Reduced.__annotations__:
             raise AttributeError(f"{name!r} is no reduction; see geomhooks.reductions.Reduced")
         return None
+
+
+def sites_that_wait(states: Tensor) -> int:
+    """How many sites of a forward may keep the reductions of their tokens to be added up together.
+
+    Together they take no more memory than a quarter of a hidden state, or a MiB.
+
+    Args:
+        states: (B, T, d) of one of them.
+    """
+    tokens = states.shape[0] * states.shape[1]
+    return max(1, max(MAY_WAIT, states.nbytes // 4) // (OF_A_TOKEN * tokens))
 
 
 def reduce_plain(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
-from geomhooks.reductions import reduce_move
+from geomhooks.reductions import reduce_move, sites_that_wait
 from geomhooks.results import Result
 from geomhooks.statistics.base import Reading, Site, Statistic
 from geomhooks.statistics.sphere_notes import (
@@ -104,15 +104,18 @@ class Sphere(Statistic):
         }
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:
-        """Put down what one forward shows at one site; :meth:`finish` adds it up."""
+        """Put down what one forward shows at one site; :meth:`finish` adds some of them up."""
         extra = self._chord(reading) if reading.site.first or reading.site.last else {}
         if reading.site.norm_eps is not None:
             extra |= norm_gaps(reading)
         r = reading
         note = Note(state, r.site, r.tokens, r.shift, r.reductions, extra)
         if "notes" not in r.carry:
-            r.carry["notes"] = []
-        r.carry["notes"].append(note)
+            r.carry |= {"notes": [], "paths": {}}
+        notes = r.carry["notes"]
+        notes.append(note)
+        if len(notes) >= sites_that_wait(r.taps["out"]):
+            self.finish(r.carry)
 
     def _chord(self, reading: Reading) -> dict[str, Tensor]:
         """At the last block, the angle to what came into the first, which is kept until then."""
@@ -131,8 +134,10 @@ class Sphere(Statistic):
         return {"chord": step_angle(reduce_move(out, start.to(out.device)))}
 
     def finish(self, carry: dict[Any, Any]) -> None:
-        """Add one forward."""
-        add_notes(carry.pop("notes", []))
+        """Add what has been put down."""
+        if carry.get("notes"):
+            add_notes(carry["notes"], carry["paths"])
+            carry["notes"].clear()
 
     def compute(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Everything, with and without position 0."""

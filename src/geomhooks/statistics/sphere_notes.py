@@ -1,7 +1,8 @@
-"""What ``Sphere`` puts down at each site of a forward, and adds up when the forward ends.
+"""What ``Sphere`` puts down at each site of a forward, and adds up for many sites at once.
 
 The numbers of a token are few, and every operation on them costs more to start than to run. So the
-sites of a forward leave their sums over entries, and one pass does the mathematics for all of them.
+sites of a forward leave their sums over entries, and one pass does the mathematics for all of them,
+or for as many as may wait (:func:`geomhooks.reductions.sites_that_wait`).
 """
 
 from __future__ import annotations
@@ -70,8 +71,14 @@ class Note:
     extra: dict[str, Tensor]
 
 
-def add_notes(notes: Iterable[Note]) -> None:
-    """Add one forward to the accumulators of all its sites."""
+def add_notes(notes: Iterable[Note], paths: dict[Any, Tensor]) -> None:
+    """Add sites of one forward to their accumulators.
+
+    Args:
+        notes: in the order in which the sites ran.
+        paths: path lengths up to the last blocks of the forward that were added, by stack and
+            shape; changed to those after these sites.
+    """
     groups: dict[Any, list[Note]] = {}
     turns: dict[str, int] = {}
     for note in notes:
@@ -83,17 +90,16 @@ def add_notes(notes: Iterable[Note]) -> None:
             groups[key].append(note)
         else:
             groups[key] = [note]
-    paths: dict[str, Tensor] = {}
     for group in groups.values():
         native = all(isinstance(note.reduced, OnePass) for note in group)
         (add_group_native if native else add_group)(group, paths)
 
 
-def add_group_native(group: list[Note], paths: dict[str, Tensor]) -> None:
+def add_group_native(group: list[Note], paths: dict[Any, Tensor]) -> None:
     """What :func:`add_group` does, by the compiled loops."""
     native, tokens, stack = load("notes"), group[0].tokens, group[0].site.stack
     nowhere = torch.full(tokens.real.shape, float("nan"), dtype=torch.float64)
-    before = paths.setdefault(stack, nowhere)
+    before = paths.setdefault((stack, tokens.real.shape), nowhere)
     records = records_of(group)
     records[:, native.NUMBERS] = [note.reduced.address for note in group]
     records[:, native.PARTS] = [note.reduced.workers for note in group]
@@ -125,7 +131,7 @@ def records_of(group: list[Note]) -> Any:
     return known[1].copy()
 
 
-def add_group(group: list[Note], paths: dict[str, Tensor]) -> None:
+def add_group(group: list[Note], paths: dict[Any, Tensor]) -> None:
     """Add sites of one stack and its tokens; ``paths`` goes from blocks to later blocks."""
     width, tokens = group[0].site.width, group[0].tokens
     keep = torch.stack([note.reduced.keep for note in group])
@@ -176,22 +182,22 @@ def chosen(indices: list[int]) -> slice | list[int]:
     return slice(first, last + 1) if len(indices) == last - first + 1 else indices
 
 
-def follow_path(group: list[Note], angle: Tensor, paths: dict[str, Tensor]) -> Tensor:
+def follow_path(group: list[Note], angle: Tensor, paths: dict[Any, Tensor]) -> Tensor:
     """Path length up to each block, (L, B, T); at what is no block it means nothing."""
     found = []
     for index, note in enumerate(group):
-        site = note.site
+        site, stack = note.site, (note.site.stack, angle[index].shape)
         if not has_path(site):
             found.append(angle[index])
             continue
         if site.first:
             before = torch.zeros_like(angle[index])
-        elif site.stack in paths:
-            before = paths[site.stack].to(angle.device)  # blocks may be on several devices
+        elif stack in paths:
+            before = paths[stack].to(angle.device)  # blocks may be on several devices
         else:  # the first block was skipped in this forward
             before = torch.full_like(angle[index], float("nan"))
-        paths[site.stack] = before + angle[index]
-        found.append(paths[site.stack])
+        paths[stack] = before + angle[index]
+        found.append(paths[stack])
     return torch.stack(found)
 
 
