@@ -350,6 +350,67 @@ def covariance(seen: Observations) -> Numbers:
 # ---------------------------------------------------------------- groups
 
 
+PAIRS = [f"{q}_{k}" for q in ("mean", "pos", "ctx", "resid", "bias")
+         for k in ("mean", "pos", "ctx", "resid", "bias")]  # fmt: skip
+
+
+def attention(
+    seen: Observations,
+    mean: np.ndarray,
+    pos: np.ndarray,
+    weights: dict[str, np.ndarray],
+    scale: float,
+) -> Numbers:
+    """Shares of 25 parts in causal logits, from whole matrices of each context.
+
+    Args:
+        seen: what comes into the attention; a context's tokens by ascending position.
+        mean: (d,).
+        pos: (T, d).
+        weights: query (H, d, k), key (G, d, k), query_bias (H, k), key_bias (G, k).
+        scale: of the products.
+    """
+    heads, width = weights["query"].shape[0], weights["query"].shape[2]
+    group = heads // len(weights["key"])
+    within, raw = ([[] for _ in range(heads)] for _ in range(2))
+    for context in np.unique(seen.contexts):
+        h, positions, _ = seen.where(seen.contexts == context)
+        ctx = (h - mean - pos[positions]).mean(0)
+        parts = [np.broadcast_to(mean, h.shape), pos[positions], np.broadcast_to(ctx, h.shape)]
+        parts.append(h - sum(parts))
+        for head in range(heads):
+            sides = []
+            for name, index in (("query", head), ("key", head // group)):
+                side = [part @ weights[name][index] for part in parts]
+                side.append(np.broadcast_to(weights[f"{name}_bias"][index], (len(h), width)))
+                sides.append(np.stack(side))
+            logits = scale * np.einsum("atk,bsk->abts", *sides).reshape(25, len(h), len(h))
+            for t in range(len(h)):
+                some = logits[:, t, : t + 1]
+                raw[head].append(some)
+                within[head].append(some - some.mean(1, keepdims=True))
+    numbers = {}
+    for prefix, found in (("", within), ("all_logits.", raw)):
+        covariance = np.stack([np.cov(np.concatenate(f, 1), bias=True) for f in found])
+        variance = covariance.sum((1, 2))
+        shares = covariance.sum(2) / variance[:, None]
+        alone = covariance.diagonal(axis1=1, axis2=2) / variance[:, None]
+        five, most = (heads, 5, 5), np.abs(covariance).max()
+        size = most / variance.min()
+        numbers |= {
+            f"{prefix}shares": relative_to(size, shares.reshape(five)),
+            f"{prefix}alone": relative_to(size, alone.reshape(five)),
+            f"{prefix}cross": relative_to(size, 1 - alone.sum(1)),
+            f"{prefix}variance": relative_to(most, variance),
+            f"{prefix}covariance": relative_to(most, covariance.reshape(*five, 5, 5)),
+        }
+        if not prefix:
+            averages = zip(PAIRS, shares.mean(0), strict=True)
+            numbers |= {f"mean_shares.{pair}": relative_to(size, v) for pair, v in averages}
+    pairs = sum(piece.shape[1] for piece in raw[0])
+    return numbers | {"pairs": exact(pairs), "left_out": exact(0)}
+
+
 def group_means(seen: Observations, labels: np.ndarray, groups: int) -> Numbers:
     """What GroupMeans reports of tokens with `labels` (N,), as one writes it down for each group.
 

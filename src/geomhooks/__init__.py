@@ -14,13 +14,14 @@ from geomhooks.errors import GeomhooksError
 from geomhooks.history import History
 from geomhooks.second_moment import SecondMoment
 from geomhooks.snapshot import Geometry, load, merge
-from geomhooks.statistics import Covariance, GroupMeans, PosCtx, Sphere, Statistic
+from geomhooks.statistics import Attention, Covariance, GroupMeans, PosCtx, Sphere, Statistic
 from geomhooks.table import Table
 from geomhooks.version import __version__
 from geomhooks.watcher import Watch, watch
 
 __all__ = [
     "Accumulator",
+    "Attention",
     "Covariance",
     "Geometry",
     "GeomhooksError",

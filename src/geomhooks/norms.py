@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from geomhooks.frames import unwrap_transforms
 from geomhooks.sharded import is_spread, local_tensor
 
 __all__ = ["NormModule", "inspect_norm"]
@@ -41,7 +42,10 @@ class NormModule:
 
     def _parameter(self, name: str) -> Tensor | None:
         value = getattr(self.module, name, None)
-        return value if value is None else local_tensor(value, f"the {name} of a norm", WHOLE)
+        if value is None:
+            return None
+        what = f"the {name} of a norm"
+        return local_tensor(unwrap_transforms(value, what), what, WHOLE)
 
 
 def inspect_norm(module: nn.Module) -> NormModule | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from geomhooks.statistics.base import Site, Statistic
 from geomhooks.tokens import TokenStream
 from geomhooks.two_way import TwoWay
 
+if TYPE_CHECKING:
+    from geomhooks.anatomy.families import LiveAttention
+
 __all__ = ["Parts", "Plan", "SitePlan"]
 
 Parts = list[tuple[Statistic, Mapping[str, Accumulator]]]  # statistics, each with its state
@@ -36,6 +39,7 @@ class SitePlan:
     layout: str | None
     norm: NormModule | None
     whole_stack: bool
+    attention: LiveAttention | None = None
     needs: frozenset[str] = frozenset()
     parts: Parts = field(default_factory=list)
     shortcut: Any = None
@@ -183,7 +187,7 @@ class Plan:
     ) -> SiteState:
         place = site.place
         positions = self.positions[site.stream]
-        norm = site.norm if has_input else None
+        norm, live = site.norm if has_input else None, site.attention
         info = Site(
             place.name,
             width,
@@ -196,6 +200,7 @@ class Plan:
             site.whole_stack,
             norm.eps if norm else None,
             norm.centred if norm else False,
+            *((0, "") if live is None else (live.latest.heads, live.latest.site)),
         )
         own = {s.name: s.accumulators(info) for s in site.statistics if s.scope == "site"}
         streams = self.state.streams

@@ -101,6 +101,7 @@ def make_plan(
         )
         for p in chosen_places
     ]
+    describe_attention(root, plans)
     stated = {s.positions for s in by_name.values() if s.positions is not None}
     if len(stated) > 1:
         raise SiteError(
@@ -132,6 +133,32 @@ def make_plan(
         skip,
         configs=configs,
     )
+
+
+def describe_attention(root: nn.Module, plans: Iterable[SitePlan]) -> None:
+    """Find the attention of the blocks where a statistic reads it.
+
+    Raises:
+        AnatomyError: the model is of no family that is known.
+        SiteError: such a statistic is to be taken at what is no block of the model.
+    """
+    readers = {p.place.name: [s for s in p.statistics if s.reads_attention] for p in plans}
+    if not any(readers.values()):
+        return
+    from geomhooks.anatomy.families import LiveAttention, find_blocks
+
+    family, blocks = find_blocks(root)
+    known = {block.name: block for block in blocks}
+    for plan in plans:
+        name = plan.place.name
+        if not readers[name]:
+            continue
+        if name not in known:
+            raise SiteError(
+                f"{readers[name][0].name} reads the attention of blocks, and {name!r} is none of "
+                f"them; give it the sites 'blocks', or some of {', '.join([*known][:3])}, ..."
+            )
+        plan.attention = LiveAttention(family, known[name])
 
 
 def read_wishes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -9,10 +10,22 @@ import numpy as np
 import torch
 
 import geomhooks as gh
-from tests.conformance.harness import GROUPS, POSITIONS, Case, label_of, label_of_tokens
+from geomhooks.anatomy import Attention, Block, Family, Heads, Output, register
+from tests.conformance.harness import (
+    GROUPS,
+    POSITIONS,
+    WIDTH,
+    Case,
+    label_of,
+    label_of_tokens,
+    plant,
+    render,
+)
+from tests.models import Stack
 from tests.reference import (
     Numbers,
     Observations,
+    attention,
     covariance,
     exact,
     group_means,
@@ -87,6 +100,42 @@ class Extent(gh.Statistic):
         return {"norm": state["norm"].value, "readings": state["readings"].value}
 
 
+HEADS, KEY_HEADS, HEAD_WIDTH, SCALE = 4, 2, 3, 0.3
+
+
+@cache
+def head_weights(index: int) -> dict[str, np.ndarray]:
+    """Weights and biases of the queries and keys that blocks are said to have."""
+    rng = np.random.default_rng(index)
+    shapes = {"query": (HEADS, WIDTH, HEAD_WIDTH), "key": (KEY_HEADS, WIDTH, HEAD_WIDTH)}
+    made = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    return made | {f"{n}_bias": rng.standard_normal((len(w), HEAD_WIDTH)) for n, w in made.items()}
+
+
+def describe(block: Block) -> Attention:
+    """An attention that the blocks have not, with heads that share keys and see the past only."""
+    weights = {name: torch.from_numpy(w) for name, w in head_weights(block.index).items()}
+    query, key = (Heads(weights[n], weights[f"{n}_bias"]) for n in ("query", "key"))
+    return Attention(
+        block.name, block.name, block.module, block.site, HEADS, KEY_HEADS, SCALE, True, None,
+        None, query, key, key, Output(torch.zeros(HEADS, HEAD_WIDTH, WIDTH), None),
+    )  # fmt: skip
+
+
+register(Family("Stack", describe))
+
+
+@cache
+def known_geometry() -> gh.Geometry:
+    """Some mean and pos of such blocks, not those of the contexts that are streamed."""
+    contexts = plant(seed=5, ragged=False)
+    batch = render([[context] for context in contexts], torch.float32)
+    model, statistic = Stack(WIDTH), gh.PosCtx(positions=POSITIONS)
+    with torch.no_grad(), gh.watch(model, statistics=[statistic]) as watch:
+        model(inputs_embeds=batch.embeddings)
+    return watch.geometry()
+
+
 Dense = dict[str, Observations]
 
 
@@ -115,6 +164,16 @@ def drift(dense: Dense) -> dict[str, Numbers]:
         site: {"distance": plain(np.linalg.norm(seen.states - first, axis=-1).mean())}
         for site, seen in dense.items()
     }
+
+
+def attention_of_blocks(dense: Dense) -> dict[str, Numbers]:
+    numbers = {}
+    for index, (before, after) in enumerate(pairwise(dense)):
+        known = known_geometry()[before].pos_ctx
+        numbers[after] = attention(
+            dense[before], known.mean.numpy(), known.pos.numpy(), head_weights(index), SCALE
+        )
+    return numbers
 
 
 def extent(dense: Dense) -> dict[str, Numbers]:
@@ -163,6 +222,12 @@ CASES = {
             },
             lambda geometry, site: geometry[site].group_means,
             label_of_tokens,
+        ),
+        Case(
+            "attention",
+            lambda: gh.Attention(known_geometry(), positions=POSITIONS),
+            attention_of_blocks,
+            lambda geometry, site: geometry[site].attention,
         ),
         Case(
             "sphere",

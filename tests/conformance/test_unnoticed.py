@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,7 +16,20 @@ from tests.conformance.harness import POSITIONS
 from tests.models import tiny_gpt2
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-STATISTICS = {name: case.statistic for name, case in CASES.items()}
+
+
+@cache
+def known_geometry() -> gh.Geometry:
+    """What ``Attention`` has to know of the model."""
+    model = tiny_gpt2()
+    with torch.no_grad(), watched(model, gh.PosCtx()) as watch:
+        model(input_ids=ids())
+    return watch.geometry()
+
+
+STATISTICS = {name: case.statistic for name, case in CASES.items()} | {
+    "attention": lambda: gh.Attention(known_geometry())
+}
 
 
 @pytest.fixture(params=STATISTICS)

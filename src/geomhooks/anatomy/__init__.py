@@ -11,8 +11,8 @@
 
 from geomhooks.anatomy.describing import Attention, Block, Heads, Linear, Output, linear
 from geomhooks.anatomy.families import Anatomy, Family, families, find_anatomy, register
-from geomhooks.anatomy.logits import LogitStream, SplitLogits, attention_parts
-from geomhooks.anatomy.query_key import freeze, query_key_parts
+from geomhooks.anatomy.logits import SplitLogits, attention_parts
+from geomhooks.anatomy.query_key import freeze, query_key_of, query_key_parts
 
 __all__ = [
     "Anatomy",
@@ -21,7 +21,6 @@ __all__ = [
     "Family",
     "Heads",
     "Linear",
-    "LogitStream",
     "Output",
     "SplitLogits",
     "attention_parts",
@@ -29,6 +28,7 @@ __all__ = [
     "find_anatomy",
     "freeze",
     "linear",
+    "query_key_of",
     "query_key_parts",
     "register",
 ]

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from geomhooks.errors import AnatomyError
+from geomhooks.frames import unwrap_transforms
 from geomhooks.functional.query_key import Rotary
 from geomhooks.norms import NormModule, inspect_norm
+from geomhooks.sharded import is_spread
 
 __all__ = ["Attention", "Block", "Heads", "Linear", "Output", "linear"]
 
@@ -104,13 +106,15 @@ def linear(module: nn.Module, name: str = "") -> Linear:
             f"{name or 'the module'} is a {kind} whose weight cannot be read as a matrix of "
             "floating numbers; merge adapters and undo quantisation first"
         )
-    if weight.ndim != 2:
+    if weight.ndim != 2 or is_spread(weight):
         raise AnatomyError(
-            f"the weight of {name or kind} has shape {tuple(weight.shape)}; gather a sharded model "
-            "first"
+            f"the weight of {name or kind} is no whole matrix on this rank (its shape is "
+            f"{tuple(weight.shape)}); gather a sharded model first"
         )
-    matrix = weight.detach() if kind == "Conv1D" else weight.detach().T
-    return Linear(matrix, None if bias is None else bias.detach())
+    weight = unwrap_transforms(weight, name).detach()
+    if bias is not None:
+        bias = unwrap_transforms(bias, name).detach()
+    return Linear(weight if kind == "Conv1D" else weight.T, bias)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ class Block:
                 "needed"
             )
         module = found[0]
-        like = next(self.module.parameters()).detach()
+        like = unwrap_transforms(next(self.module.parameters()), self.name).detach()
 
         def angles(positions: Tensor) -> Rotary:
             rows = positions if positions.ndim > 1 else positions[None]

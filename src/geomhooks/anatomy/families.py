@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
 from geomhooks.anatomy.describing import Attention, Block
 from geomhooks.errors import AnatomyError
+from geomhooks.frames import unwrap_transforms
 from geomhooks.sites import find_stacks, unwrap
 
-__all__ = ["Anatomy", "Family", "families", "find_anatomy", "register"]
+__all__ = [
+    "Anatomy",
+    "Family",
+    "LiveAttention",
+    "families",
+    "find_anatomy",
+    "find_blocks",
+    "register",
+]
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,8 @@ class Family:
     """How the models of a family are made.
 
     Attributes:
-        name: by which Hugging Face's ``config.model_type`` calls them.
+        name: by which Hugging Face's ``config.model_type`` calls them; of models without one, the
+            name of their class, or of one of its bases.
         attention: describes the attention of a :class:`Block`.
 
     Example:
@@ -166,19 +178,18 @@ def find_anatomy(model: nn.Module, family: Family | str | None = None) -> Anatom
     Raises:
         AnatomyError: the family is not known, or the model is made otherwise.
     """
+    family, blocks = find_blocks(model, family)
+    return Anatomy(family, tuple(family.attention(block) for block in blocks))
+
+
+def find_blocks(
+    model: nn.Module, family: Family | str | None = None
+) -> tuple[Family, tuple[Block, ...]]:
+    """The family of a model, and its blocks; see :func:`find_anatomy`."""
     model = unwrap(model)
     config = getattr(model, "config", None)
     if not isinstance(family, Family):
-        name = getattr(config, "model_type", None) if family is None else family
-        found = KNOWN.get(name) if isinstance(name, str) else None
-        if found is None:
-            what = "has no config.model_type" if name is None else f"is of the family {name!r}"
-            raise AnatomyError(
-                f"{type(model).__name__} {what}; known are {', '.join(families())}. Describe "
-                "another in a few lines, as help(geomhooks.anatomy.Family) shows, and give it to "
-                "geomhooks.anatomy.register, or as family="
-            )
-        family = found
+        family = known_family(model, config, family)
     stacks = find_stacks(model)
     if len(stacks) != 1:
         raise AnatomyError(
@@ -186,8 +197,55 @@ def find_anatomy(model: nn.Module, family: Family | str | None = None) -> Anatom
             "give the part of it that has one"
         )
     (blocks,) = stacks.values()
-    attention = []
-    for index, (name, module) in enumerate(blocks):
-        site = f"{name}@in" if index == 0 else blocks[index - 1][0]
-        attention.append(family.attention(Block(name, module, site, index, model, config)))
-    return Anatomy(family, tuple(attention))
+    sites = [f"{blocks[0][0]}@in", *(name for name, _ in blocks)]
+    return family, tuple(
+        Block(name, module, sites[index], index, model, config)
+        for index, (name, module) in enumerate(blocks)
+    )
+
+
+def known_family(model: nn.Module, config: Any, name: str | None) -> Family:
+    """The family that was registered by the name given, or by what the model says of itself.
+
+    Raises:
+        AnatomyError: there is none.
+    """
+    kind, said = type(model).__name__, getattr(config, "model_type", None)
+    if name is None and isinstance(said, str):
+        name = said
+    bases = [base.__name__ for base in type(model).__mro__]
+    for one in bases if name is None else [name]:
+        if one in KNOWN:
+            return KNOWN[one]
+    what = "has no config.model_type" if name is None else f"is of the family {name!r}"
+    raise AnatomyError(
+        f"{kind} {what}; known are {', '.join(families())}. Describe another in a few lines, as "
+        "help(geomhooks.anatomy.Family) shows, and give it to geomhooks.anatomy.register, or as "
+        "family="
+    )
+
+
+class LiveAttention:
+    """The attention of a block as it is now, also after its parameters were moved or replaced.
+
+    Args:
+        family: describes it.
+        block: whose attention it is.
+    """
+
+    def __init__(self, family: Family, block: Block) -> None:
+        self._family, self._block = family, block
+        self._seen = self._places()
+        self.latest = family.attention(block)
+
+    def now(self) -> Attention:
+        """What it is; described anew where the parameters are elsewhere than when it last was."""
+        places = self._places()
+        if places != self._seen:
+            self.latest, self._seen = self._family.attention(self._block), places
+        return self.latest
+
+    def _places(self) -> list[tuple[int, torch.device]]:
+        own = self._block.module.parameters()
+        found = [unwrap_transforms(parameter, self._block.name) for parameter in own]
+        return [(parameter.data_ptr(), parameter.device) for parameter in found]

@@ -1,12 +1,11 @@
-"""How pos and ctx make the logits of a model's attention: of one batch whole, of a text in sums.
+"""How pos and ctx make the logits of a model's attention, whole matrices of one batch.
 
-What pos is has to be known before a logit can be split by it. So this is a second pass: first a
-watch with ``PosCtx`` over the text, then this with its geometry, over the same text or another.
+:class:`geomhooks.Attention` streams what is to be said of many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,16 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from geomhooks.anatomy.describing import Attention
-from geomhooks.anatomy.families import Anatomy, find_anatomy
+from geomhooks.anatomy.families import find_anatomy
 from geomhooks.anatomy.query_key import query_key_parts
-from geomhooks.errors import AnatomyError, HookError, SiteError, TokensError
-from geomhooks.functional.logit_shares import LogitShares, LogitSums, logit_shares, logit_sums
+from geomhooks.errors import HookError, SiteError, TokensError
 from geomhooks.functional.query_key import query_key_logits, split_states
 from geomhooks.functional.shapes import as_float
 from geomhooks.sites import find_tensor, unwrap
 from geomhooks.snapshot import Geometry
 
-__all__ = ["LogitStream", "SplitLogits", "attention_parts"]
+__all__ = ["SplitLogits", "attention_parts"]
 
 
 class SplitLogits(NamedTuple):
@@ -63,6 +61,7 @@ def attention_parts(
         AnatomyError: the family is not known, or there is no such block.
         SiteError: the geometry lacks the site or its ``pos_ctx``.
         TokensError: positions cannot be told.
+        HookError: the block did not run.
 
     Example:
         >>> import torch, geomhooks as gh
@@ -81,7 +80,7 @@ def attention_parts(
     rows = read_rows(inputs)
     found: list[SplitLogits] = []
 
-    def split(_: Attention, hidden: Tensor) -> None:
+    def split(hidden: Tensor) -> None:
         parts, known = parts_at(attention, geometry, hidden, rows)
         query, key = query_key_parts(attention, parts, rows.positions.to(hidden.device))
         found.append(
@@ -90,107 +89,9 @@ def attention_parts(
             )
         )
 
-    with inputs_of_blocks(model, [attention], split), torch.no_grad():
+    with input_of_block(model, attention, split), torch.no_grad():
         model(**inputs)
     return found[0]
-
-
-class LogitStream:
-    """Shares of pos, ctx and the rest in the variance of attention's logits, over a text.
-
-    No matrix of logits is kept, only sums: about 10 kB for each head. With weights that train, or
-    are changed, begin anew. The mean has a share too: the norm scales it at each token anew.
-
-    Args:
-        model: that the geometry was measured on.
-        geometry: with ``PosCtx`` at the blocks, ``sites="blocks"``.
-        layers: numbers or names of blocks, by default all.
-
-    Attributes:
-        sums: :class:`geomhooks.functional.LogitSums` of each block by its name, over heads (H,).
-        left_out: by the block's name, real tokens left out because their pos is not known: beyond
-            the geometry's positions, or at positions that it left out itself.
-
-    Raises:
-        AnatomyError: the family is not known, or there is no such block.
-        SiteError: the geometry lacks a site or its ``pos_ctx``.
-
-    Example:
-        >>> import torch, geomhooks as gh
-        >>> from transformers import GPT2Config, GPT2Model
-        >>> from geomhooks.anatomy import LogitStream
-        >>> config = GPT2Config(n_layer=2, n_embd=8, n_head=2, n_positions=16, vocab_size=10)
-        >>> model = GPT2Model(config).eval()
-        >>> texts = torch.randint(10, (20, 16))
-        >>> with gh.watch(model, statistics=[gh.PosCtx()]) as watch:
-        ...     _ = model(texts)
-        >>> stream = LogitStream(model, watch.geometry())
-        >>> for batch in texts.split(5):
-        ...     stream.add({"input_ids": batch})
-        >>> stream.shares("h.1").shares.shape  # of each head, by part of query and key
-        torch.Size([2, 5, 5])
-    """
-
-    def __init__(
-        self, model: nn.Module, geometry: Geometry, layers: Iterable[int | str] | None = None
-    ) -> None:
-        self.model = model
-        self.geometry = geometry
-        anatomy: Anatomy = find_anatomy(model)
-        self.attention = (
-            list(anatomy.attention) if layers is None else [anatomy.at(layer) for layer in layers]
-        )
-        for attention in self.attention:
-            mean_and_pos(geometry, attention)
-        self.sums: dict[str, LogitSums] = {}
-        self.left_out = {attention.block: 0 for attention in self.attention}
-
-    def add(self, inputs: Mapping[str, Any]) -> None:
-        """Run a batch and add its logits; where that fails nothing is added.
-
-        Args:
-            inputs: what the model is called with, by name; a context a row.
-
-        Raises:
-            TokensError: positions cannot be told.
-        """
-        rows = read_rows(inputs)
-        sums: dict[str, LogitSums] = {}
-        left_out: dict[str, Tensor] = {}
-
-        def take(attention: Attention, hidden: Tensor) -> None:
-            parts, known = parts_at(attention, self.geometry, hidden, rows)
-            query, key = query_key_parts(attention, parts, rows.positions.to(hidden.device))
-            allowed = pairs(known, attention.causal)
-            sums[attention.block] = logit_sums(query, key, allowed, attention.scale).over(0)
-            left_out[attention.block] = rows.real.sum() - known.sum().to(rows.real.device)
-
-        with inputs_of_blocks(self.model, self.attention, take), torch.no_grad():
-            self.model(**inputs)
-        for name, found in sums.items():
-            self.sums[name] = self.sums[name] + found if name in self.sums else found
-            self.left_out[name] += int(left_out[name])
-
-    def shares(self, layer: int | str, within: bool = True) -> LogitShares:
-        """Shares of each pair of parts in the variance of a block's logits, for each head.
-
-        Args:
-            layer: number (of those asked for) or name of the block.
-            within: of the variance over the keys of a query, which is what softmax sees; else of
-                all logits about one mean.
-
-        Raises:
-            AnatomyError: there is no such block, or nothing has been added.
-        """
-        names = list(self.left_out)
-        known = isinstance(layer, int) and -len(names) <= layer < len(names)
-        name = names[layer] if known and isinstance(layer, int) else layer
-        if not isinstance(name, str) or name not in self.sums:
-            raise AnatomyError(
-                f"no logits of block {name!r} have been added; there are those of "
-                f"{', '.join(self.sums) or 'none: call add(inputs) first'}"
-            )
-        return logit_shares(self.sums[name], within)
 
 
 def read_rows(inputs: Mapping[str, Any]) -> Rows:
@@ -273,35 +174,29 @@ def pairs(known: Tensor, causal: bool) -> Tensor:
 
 
 @contextmanager
-def inputs_of_blocks(
-    model: nn.Module, attention: Iterable[Attention], take: Callable[[Attention, Tensor], None]
+def input_of_block(
+    model: nn.Module, attention: Attention, take: Callable[[Tensor], None]
 ) -> Iterator[None]:
-    """While open, every block hands its input to ``take`` before it runs.
+    """While open, the block of an attention hands its input to ``take`` before it runs.
 
     Raises:
-        HookError: a block did not run.
+        HookError: it did not run.
     """
-    inner = unwrap(model)
-    silent = {a.block for a in attention}
+    ran = False
 
-    def handing(one: Attention) -> Callable[..., None]:
-        def hand(_: nn.Module, args: Any, kwargs: Any) -> None:
-            hidden = find_tensor((args, kwargs))
-            if hidden is None:
-                raise SiteError(f"the input of {one.block} holds no tensor of floating numbers")
-            silent.discard(one.block)
-            take(one, hidden.detach())
+    def hand(_: nn.Module, args: Any, kwargs: Any) -> None:
+        nonlocal ran
+        hidden = find_tensor((args, kwargs))
+        if hidden is None:
+            raise SiteError(f"the input of {attention.block} holds no tensor of floating numbers")
+        ran = True
+        take(hidden.detach())
 
-        return hand
-
-    handles = []
+    block = unwrap(model).get_submodule(attention.block)
+    handle = block.register_forward_pre_hook(hand, with_kwargs=True)
     try:
-        for one in attention:
-            block = inner.get_submodule(one.block)
-            handles.append(block.register_forward_pre_hook(handing(one), with_kwargs=True))
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-    if silent:
-        raise HookError(f"these blocks did not run: {', '.join(sorted(silent))}")
+        handle.remove()
+    if not ran:
+        raise HookError(f"the block {attention.block} did not run")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from geomhooks.anatomy.describing import Attention
-from geomhooks.functional.query_key import FrozenNorm, freeze_norm, project_parts
+from geomhooks.functional.query_key import FrozenNorm, QueryKey, freeze_norm
 
-__all__ = ["freeze", "query_key_parts"]
+__all__ = ["freeze", "query_key_of", "query_key_parts"]
 
 
 def freeze(attention: Attention, hidden: Tensor) -> FrozenNorm | None:
@@ -23,6 +25,23 @@ def freeze(attention: Attention, hidden: Tensor) -> FrozenNorm | None:
         return None
     gain, bias = norm.affine(hidden)
     return freeze_norm(hidden, gain, bias, eps=norm.eps, centred=norm.centred)
+
+
+def query_key_of(attention: Attention, positions: Tensor) -> QueryKey:
+    """What makes the logits of tokens at some positions.
+
+    Args:
+        attention: of one block.
+        positions: (T,) or (..., T), for a rotary embedding.
+    """
+    return QueryKey(
+        attention.query,
+        attention.key,
+        attention.scale,
+        attention.causal,
+        None if attention.norm is None else partial(freeze, attention),
+        None if attention.rotary is None else attention.rotary(positions),
+    )
 
 
 def query_key_parts(
@@ -41,13 +60,6 @@ def query_key_parts(
     Returns:
         (P + 1, ..., H, T, k) and (P + 1, ..., G, T, k); the last is the biases'.
     """
-    norm = freeze(attention, parts.sum(0))
-    rotary = None
-    if attention.rotary is not None:
-        if positions is None:
-            positions = torch.arange(parts.shape[-2], device=parts.device)
-        rotary = attention.rotary(positions)
-    return (
-        project_parts(parts, *attention.query, norm, rotary),
-        project_parts(parts, *attention.key, norm, rotary),
-    )
+    if positions is None:
+        positions = torch.arange(parts.shape[-2], device=parts.device)
+    return query_key_of(attention, positions).project(parts)

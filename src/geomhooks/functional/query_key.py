@@ -17,6 +17,7 @@ and its parts do not add up: :func:`published_query_key_logits`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "QUERY_KEY_PARTS",
     "FrozenNorm",
     "PublishedLogits",
+    "QueryKey",
     "Rotary",
     "freeze_norm",
     "project_parts",
@@ -83,6 +85,38 @@ class Rotary(NamedTuple):
             crossed = torch.cat((-turned[..., width // 2 :], turned[..., : width // 2]), dim=-1)
         cos, sin = (angle.to(vectors)[..., None, :, :] for angle in (self.cos, self.sin))
         return torch.cat((turned * cos + crossed * sin, rest), dim=-1)
+
+
+class QueryKey(NamedTuple):
+    """What makes the logits of one attention of the hidden states before its norm."""
+
+    query: tuple[Tensor, Tensor | None]
+    """weight (H, d, k) and bias (H, k)"""
+    key: tuple[Tensor, Tensor | None]
+    """weight (G, d, k) and bias (G, k), where G divides H"""
+    scale: float
+    """what products of query and key are multiplied by"""
+    causal: bool
+    """a token sees those before it and itself only"""
+    freeze: Callable[[Tensor], FrozenNorm | None] | None = None
+    """gives the norm as it acts on whole states; None where there is none"""
+    rotary: Rotary | None = None
+    """the rotary embedding at the tokens' positions; None where there is none"""
+
+    def project(self, parts: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys of the parts of hidden states, and of the biases.
+
+        Args:
+            parts: (P, ..., T, d) that add up to the hidden states.
+
+        Returns:
+            (P + 1, ..., H, T, k) and (P + 1, ..., G, T, k); the last is the biases'.
+        """
+        norm = None if self.freeze is None else self.freeze(parts.sum(0))
+        return (
+            project_parts(parts, *self.query, norm, self.rotary),
+            project_parts(parts, *self.key, norm, self.rotary),
+        )
 
 
 class PublishedLogits(NamedTuple):

@@ -15,6 +15,7 @@ __all__ = ["Settings", "check_same", "statistics_named"]
 
 
 LABELLED = (gh.GroupMeans,)  # statistics that need to be told more than the text
+SECOND_PASS = (gh.Attention,)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ def statistics_named(names: Sequence[str], **options: Any) -> list[gh.Statistic]
     for name in names:
         if name not in known:
             raise ValueError(f"no statistic {name!r}; there are {', '.join(sorted(known))}")
+        if known[name] in SECOND_PASS:
+            raise ValueError(
+                f"{name} needs the geometry of a first pass over the text; in Python give it by "
+                "gh.Attention(geometry)"
+            )
         if known[name] in LABELLED:
             raise ValueError(
                 f"{name} needs a group label for each context or token, and texts have none; in "

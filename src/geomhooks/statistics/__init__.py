@@ -1,5 +1,6 @@
 """The statistics: one file each, and the contract they fulfil."""
 
+from geomhooks.statistics.attention import Attention
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.covariance import Covariance
 from geomhooks.statistics.group_means import GroupMeans
@@ -9,6 +10,7 @@ from geomhooks.statistics.sphere import Sphere
 __all__ = [
     "LAWS",
     "REGISTRY",
+    "Attention",
     "Covariance",
     "GroupMeans",
     "PosCtx",
@@ -20,5 +22,5 @@ __all__ = [
 
 # By the name that files know them by; files never run code, so no others are.
 REGISTRY: dict[str, type[Statistic]] = {
-    kind.name: kind for kind in (PosCtx, Sphere, Covariance, GroupMeans)
+    kind.name: kind for kind in (PosCtx, Sphere, Covariance, GroupMeans, Attention)
 }

@@ -15,6 +15,7 @@ from geomhooks.accumulators import Accumulator
 from geomhooks.tokens import Tokens, TokenStream
 
 if TYPE_CHECKING:
+    from geomhooks.functional.query_key import QueryKey
     from geomhooks.reductions import Reduced
     from geomhooks.second_moment import SecondMoment
     from geomhooks.two_way import TwoWay
@@ -52,6 +53,8 @@ class Site:
         whole_stack: all blocks of its stack are watched.
         norm_eps: epsilon of a norm module, else None.
         norm_centred: the norm module subtracts the mean of the entries.
+        heads: query heads of the block's attention, where a statistic reads it, else 0.
+        source: of such a block, the site where the hidden states that come in are watched.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Site:
     whole_stack: bool = False
     norm_eps: float | None = None
     norm_centred: bool = False
+    heads: int = 0
+    source: str = ""
 
 
 @dataclass(slots=True)
@@ -80,6 +85,8 @@ class Reading:
         shift: (d,) the site's fixed shift, about which some reductions are taken.
         plans: what each shared accumulator of the stream said of this forward.
         carry: this statistic's scratch for this forward; dropped at its end or on an exception.
+        query_key: what makes the attention's logits of the tap "in", at blocks where a statistic
+            ``reads_attention``, else None.
     """
 
     site: Site
@@ -89,6 +96,7 @@ class Reading:
     shift: Tensor
     plans: dict[str, Any]
     carry: dict[Any, Any]
+    query_key: QueryKey | None = None
 
 
 class Statistic(ABC):
@@ -114,6 +122,9 @@ class Statistic(ABC):
       "tangential", "outward"), "shifted"; each is described at
       :class:`geomhooks.reductions.Reduced`.
     - ``reading.carry``: a dictionary for what one site leaves to the next in the same forward.
+    - ``reading.query_key``: the weights of a block's attention, with which its queries and keys can
+      be made, for a statistic that says ``reads_attention = True``. Its sites are blocks of models
+      that :mod:`geomhooks.anatomy` knows.
 
     Sums of products x x^T of the states are had by :meth:`second_moment_target`, and a statistic
     that looks at some forwards only says at which by :meth:`takes`.
@@ -145,6 +156,7 @@ class Statistic(ABC):
     scope: ClassVar[str] = "site"
     laws: frozenset[str] = LAWS
     name: ClassVar[str] = ""
+    reads_attention: ClassVar[bool] = False
     positions: int | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
