@@ -261,16 +261,20 @@ def derived(fit: Fit, C: int) -> Numbers:
         "effective_rank": plain(np.exp(-(part * np.log(np.maximum(part, 1e-300))).sum())),
     }
     steps, share, cosine = np.full(1, nan), nan, np.full(1, nan)
+    gram = spectrum = np.full((1, 1), nan)
     if T > 1:
         direction = unit(fit.pos)
         steps = (np.diff(direction, axis=0) ** 2).sum(1)
         angle = np.pi * np.outer(2 * np.arange(T) + 1, np.arange(T)) / (2 * T)
         basis = np.cos(angle) * np.sqrt(np.where(np.arange(T) > 0, 2, 1) / T)
-        spectrum = basis.T @ (direction @ direction.T) @ basis
+        gram = direction @ direction.T
+        spectrum = basis.T @ gram @ basis
         share = np.diag(spectrum)[:10].sum() / T
         if C > 1:
             cosine = np.abs(direction @ unit(fit.ctx).T)
     numbers |= {
+        "smoothness.gram": relative_to(1, gram),
+        "smoothness.spectrum": relative_to(T, spectrum),
         "smoothness.low_frequency_share": plain(share),
         "smoothness.mean_difference": plain(steps.mean()),
         "smoothness.largest_difference": plain(steps.max()),
@@ -286,7 +290,12 @@ def similarity(ctx: np.ndarray, labels: np.ndarray) -> Numbers:
         return {}
     directions = unit(ctx)
     cosine, same = directions @ directions.T, labels[:, None] == labels
-    pairs = {"inter": cosine[~same], "intra": cosine[same & ~np.eye(len(ctx), dtype=bool)]}
+    pairs = {
+        "inter": cosine[~same],
+        "intra": cosine[same & ~np.eye(len(ctx), dtype=bool)],
+        "published_inter": np.abs(cosine[~same]),
+        "published_intra": np.abs(cosine[same]),
+    }
     return {
         f"similarity.{name}": relative_to(np.abs(found).mean(), found.mean())
         if found.size

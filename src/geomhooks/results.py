@@ -34,6 +34,8 @@ class Lazy:
         compute: gives it; called once.
         scalar: False where it is known to be no single number, so that nobody who collects numbers
             need compute it.
+        pickled: False where it takes so long that a pickle or a copy does without, unless it is
+            computed already.
 
     Example:
         >>> result = Result(rank=Lazy(lambda: torch.tensor(3)))
@@ -43,9 +45,12 @@ class Lazy:
         (3, Result(rank=3))
     """
 
-    def __init__(self, compute: Callable[[], Any], *, scalar: bool = True) -> None:
+    def __init__(
+        self, compute: Callable[[], Any], *, scalar: bool = True, pickled: bool = True
+    ) -> None:
         self._compute = compute
         self.may_be_scalar = scalar
+        self._pickled = pickled
 
     @cached_property
     def value(self) -> Any:
@@ -60,7 +65,10 @@ class Lazy:
 
     def __getstate__(self) -> dict[str, Any]:
         # What goes in a pickle or a copy, where functions cannot go.
-        return {"value": self.value, "may_be_scalar": self.may_be_scalar}
+        value = Unavailable("it was not computed before the results were copied or pickled")
+        if self._pickled or self.is_computed:
+            value = self.value
+        return {"value": value, "may_be_scalar": self.may_be_scalar, "_pickled": self._pickled}
 
 
 class Result(Mapping[str, Any]):

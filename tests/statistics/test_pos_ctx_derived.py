@@ -187,3 +187,46 @@ def test_a_name_that_does_not_exist_lists_what_can_be_computed() -> None:
         model(inputs_embeds=randn(3, 5, 4))
     with pytest.raises(gh.errors.SiteError, match=r"pos_ctx\.rank, .*pos_ctx\.effective_rank"):
         watch.geometry().stack("pos_ctx.rang")
+
+
+def anisotropic(C: int, T: int, d: int, strongest: float) -> Tensor:
+    """Noise that is much larger along one direction than along the others."""
+    noise = randn(C, T, d)
+    noise[..., 0] *= strongest
+    return noise
+
+
+def test_the_floor_knows_the_directions_of_the_noise_from_the_second_moment() -> None:
+    """Planted: noise alone, mostly along one direction; taken as isotropic it looks like pos."""
+    h = anisotropic(60, 40, 64, strongest=12.0)
+    blind = measure(h, positions=40)
+    told = measure(h, positions=40, second_moment=True)
+    assert float(blind.rank_above_noise) >= 1
+    assert float(told.rank_above_noise) == 0
+    assert 0.7 < float(told.singular_values[0] / told.singular_value_floor) < 1
+    planted = 6 * torch.outer(torch.linspace(-1, 1, 40), torch.eye(64)[1])
+    found = measure(h + planted, positions=40, second_moment=True)
+    assert float(found.rank_above_noise) == 1
+    isotropic = randn(60, 40, 64)
+    floors = [measure(isotropic, positions=40, second_moment=m) for m in (False, True)]
+    ratio = floors[1].singular_value_floor / floors[0].singular_value_floor
+    assert 1 < float(ratio) < 1.1  # the largest eigenvalue of a sample is above that of the truth
+
+
+def test_clusters_of_contexts_without_labels() -> None:
+    """Planted, three of unequal size; in no list of scalars, and in a copy once they are there."""
+    size, centres = (12, 8, 5), 6 * torch.linalg.qr(randn(16, 3)).Q.T
+    which = torch.repeat_interleave(torch.arange(3), torch.tensor(size))
+    h = centres[which][:, None] + 0.3 * randn(25, 10, 16, seed=4)
+    found = measure(h, positions=10)
+    assert not any(name.startswith("clusters") for name in found.scalars())
+    with pytest.raises(gh.errors.UnidentifiedError, match=r"not computed before.*copied"):
+        _ = copy.deepcopy(found).clusters.labels
+    ids = found.context_id - found.context_id.min()
+    expected = which[ids.argsort().argsort()]
+    assert found.clusters.labels.tolist() == expected.tolist()
+    assert found.clusters.centres.shape == (3, 16)
+    assert float(found.clusters.silhouette) > 0.8
+    assert torch.equal(copy.deepcopy(found).clusters.labels, found.clusters.labels)
+    with pytest.raises(gh.errors.UnidentifiedError, match=r"2 vectors need some number from 2"):
+        _ = measure(h[:2], positions=10).clusters.labels

@@ -153,21 +153,29 @@ def variance_components(
     return Components(s2_pos, s2_ctx, s2_resid)
 
 
-def singular_value_floor(noise: Tensor, largest: Tensor, width: int, trace: Tensor) -> Tensor:
+def singular_value_floor(
+    noise: Tensor, largest: Tensor, width: int, trace: Tensor, strongest: Tensor | None = None
+) -> Tensor:
     """Largest singular value of pos (T, d) that sampling noise alone is expected to give.
 
-    The noise in pos has covariance M^+ between positions and, for lack of more, is taken as equal
-    in all d directions, of trace s2_resid. A Gaussian matrix A X with rows of variance s2 / d has
-    E sigma_1 <= sqrt(s2 / d) (|A|_op sqrt(d) + |A|_F) with A A^T = M^+ (Chevet's inequality). On
-    a complete grid that is sqrt(s2 / (C d)) (sqrt(d) + sqrt(T - 1)). Directions are not alike in a
-    real model, whose noise reaches higher in a few of them.
+    The noise in pos has covariance M^+ between positions and S between directions, of trace
+    s2_resid. A Gaussian matrix A X B has E sigma_1 <= |A|_op |B|_F + |A|_F |B|_op, with
+    A A^T = M^+ and B^T B = S (Chevet's inequality), so the floor is
+
+    sqrt(|M^+|_op s2_resid) + sqrt(tr(M^+) |S|_op).
+
+    Where |S|_op is not known, noise is taken as equal in all d directions; on a complete grid the
+    floor then is sqrt(s2 / (C d)) (sqrt(d) + sqrt(T - 1)). Directions are not alike in a real
+    model, whose noise reaches higher in a few of them.
 
     Args:
         noise: () s2_resid, a trace over d.
         largest: () largest eigenvalue of M^+ (T, T).
         width: d.
         trace: () trace of M^+.
+        strongest: () largest eigenvalue of S (d, d), by default s2_resid / d.
     """
-    scale = (noise.clamp(min=0) / width).sqrt()
-    floor: Tensor = scale * (largest.clamp(min=0).sqrt() * width**0.5 + trace.clamp(min=0).sqrt())
+    strongest = noise / width if strongest is None else strongest
+    parts = largest.clamp(min=0) * noise.clamp(min=0), trace.clamp(min=0) * strongest.clamp(min=0)
+    floor: Tensor = parts[0].sqrt() + parts[1].sqrt()
     return floor

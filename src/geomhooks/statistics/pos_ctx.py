@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from geomhooks.functional.two_way import (
     singular_value_floor,
     variance_components,
 )
-from geomhooks.results import Result, Unavailable
+from geomhooks.results import Lazy, Result, Unavailable
 from geomhooks.second_moment import SecondMoment
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.covariance import OF_A_SAMPLE
@@ -73,22 +74,28 @@ class PosCtx(Statistic):
       finite samples add to the shares; ``corrected_shares``: the same, clipped at zero, as shares;
       ``noise_shares``: what noise alone is expected to add to the raw shares.
     - ``pos_standard_error`` (T,): root-mean-square length of the noise in pos_t;
-      ``singular_value_floor``: the largest singular value of pos expected from noise alone.
+      ``singular_value_floor``: the largest singular value of pos expected from noise alone, in the
+      directions that it has with ``second_moment``, else as if it were equal in all, which is too
+      low for real models.
     - ``covariance``, ``resid_covariance`` (d, d), with ``second_moment``, and ``covariance_count``,
       over how many tokens.
-    - What is derived from these when it is read, of the positions that occur:
-      ``singular_values`` (p,) of pos; ``stable_rank``, how many directions pos uses, 1 for
-      positions on a line, about 2 on a circle; ``rank``, the estimate of ScreeNOT, with its
-      ``rank_threshold``; ``rank_above_noise``, how many singular values are above
-      ``singular_value_floor``; ``effective_rank``; ``explained_ratio``, of ``rank`` in the sum of
-      the singular values. ``smoothness``: ``low_frequency_share`` of ten frequencies, and
+    - What is derived from these when it is read, of the positions that occur: ``singular_values``
+      (p,) of pos; ``stable_rank``, how many directions pos uses, 1 for positions on a line, about 2
+      on a circle; ``rank``, the estimate of ScreeNOT, with its ``rank_threshold``;
+      ``rank_above_noise``, how many singular values are above ``singular_value_floor``;
+      ``effective_rank``; ``explained_ratio``, of ``rank`` in the sum of the singular values.
+      ``smoothness``: ``gram`` (T', T') of the cosines between the positions that occur, its
+      ``spectrum`` (T', T') in the cosine basis, ``low_frequency_share`` of ten frequencies, and
       ``mean_difference`` and ``largest_difference``, squared, of the directions of successive
       positions. ``spiral``: the two leading components of pos, ``scores`` (T, 2), ``axes`` (2, d),
       ``shares`` (2,), their sum ``explained_share``, and how often the path winds around the
       origin, ``winding``. ``incoherence``: ``mean`` and ``max`` of |cos| between pos and the ctx
       kept, and what random directions would show, ``expected_mean`` and ``expected_max``.
       ``similarity``, where contexts came with more than one group label: the mean cosine of ctx
-      within, ``intra``, and between groups, ``inter``. ``relative_norm``, with ``second_moment``:
+      within, ``intra``, and between groups, ``inter``, and both in the published form,
+      ``published_intra`` and ``published_inter``. ``clusters``, without labels, by k-means on the
+      directions of ctx: ``labels`` (C,), ``centres`` (k, d) and ``silhouette``, which need ``pip
+      install 'geomhooks[clusters]'`` when they are read. ``relative_norm``, with ``second_moment``:
       ``centred`` and ``uncentred``. :mod:`geomhooks.functional` has the formulas.
     - ``exact``: False where tokens were non-finite at this site, or a forward broke off before it,
       so that the plain means are given instead of the fit; and where contexts were split, which
@@ -340,13 +347,19 @@ class PosCtx(Statistic):
             "pos_standard_error": scatter_rows(
                 (components.resid * design.inverse.diagonal()).clamp(min=0).sqrt(), seen
             ),
-            "singular_value_floor": singular_value_floor(
-                components.resid, design.inverse_norm, pos.shape[1], design.inverse.diagonal().sum()
-            ),
         }
+        between = design.inverse_norm, pos.shape[1], design.inverse.diagonal().sum()
+        strongest = cache(lambda: None)
         if outer is not None:
             left = (outer - sums["context_outer"] / times - a.T @ z) / tokens
-            result["resid_covariance"] = (left + left.T) / 2
+            left = result["resid_covariance"] = (left + left.T) / 2
+            # Of the noise of a token, whose trace is that of the residuals but for their freedom.
+            strongest = cache(
+                lambda: components.resid * torch.linalg.eigvalsh(left)[-1] / left.trace()
+            )
+        result["singular_value_floor"] = Lazy(
+            lambda: singular_value_floor(components.resid, *between, strongest())
+        )
         return result
 
     def _plain_means(

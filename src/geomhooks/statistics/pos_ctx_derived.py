@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from geomhooks.functional.clusters import group_similarity
+from geomhooks.errors import MissingExtraError
+from geomhooks.functional.clusters import (
+    Clusters,
+    find_clusters,
+    group_similarity,
+    published_group_similarity,
+)
+from geomhooks.functional.cosines import cosines
 from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
 from geomhooks.functional.rank import effective_rank, explained_ratio, rank_above, stable_rank
 from geomhooks.functional.relative_norm import relative_norm
 from geomhooks.functional.screenot import screenot
-from geomhooks.functional.smoothness import finite_differences, low_frequency_share
+from geomhooks.functional.smoothness import (
+    dct_spectrum,
+    finite_differences,
+    low_frequency_share,
+)
 from geomhooks.functional.spiral import (
     PrincipalComponents,
     principal_components,
@@ -35,6 +46,7 @@ DERIVED = (
     "smoothness",
     "spiral",
     "incoherence",
+    "clusters",
 )
 MOMENTS = ("relative_norm",)
 
@@ -44,14 +56,17 @@ def derive(fitted: Mapping[str, Any], token_mean: Tensor) -> dict[str, Any]:
 
     Args:
         fitted: ``pos`` (T, d), whose rows of positions that do not occur are left out here, ``ctx``
-            (C, d), ``position_count`` (T,), ``context_group`` (C,), ``singular_value_floor``, and
-            perhaps ``covariance``.
+            (C, d), ``position_count`` (T,), ``context_group`` (C,), ``singular_value_floor``, a
+            Lazy, and perhaps ``covariance``.
         token_mean: (d,) mean of all tokens.
     """
     seen = fitted["position_count"] > 0
     pos, ctx, group = fitted["pos"][seen], fitted["ctx"], fitted["context_group"]
     derived = ranks(pos, fitted["singular_value_floor"])
+    gram = Lazy(partial(cosines, pos), scalar=False)
     derived["smoothness"] = Result(
+        gram=gram,
+        spectrum=Lazy(lambda: dct_spectrum(gram.value), scalar=False),
         low_frequency_share=Lazy(partial(low_frequency_share, pos)),
         mean_difference=Lazy(lambda: steps(pos).mean()),
         largest_difference=Lazy(lambda: steps(pos).max()),
@@ -60,7 +75,14 @@ def derive(fitted: Mapping[str, Any], token_mean: Tensor) -> dict[str, Any]:
     derived["incoherence"] = against_chance(pos, ctx)
     if bool((group != group[:1]).any()):
         similar = Lazy(partial(group_similarity, ctx, group))
-        derived["similarity"] = Result(inter=part(similar, "inter"), intra=part(similar, "intra"))
+        published = Lazy(partial(published_group_similarity, ctx, group))
+        derived["similarity"] = Result(
+            inter=part(similar, "inter"),
+            intra=part(similar, "intra"),
+            published_inter=part(published, "inter"),
+            published_intra=part(published, "intra"),
+        )
+    derived["clusters"] = clusters(ctx)
     if isinstance(fitted.get("covariance"), Tensor):
         count = fitted["position_count"][seen]
         norm = Lazy(partial(relative_norm, pos, fitted["covariance"], token_mean, count))
@@ -70,12 +92,32 @@ def derive(fitted: Mapping[str, Any], token_mean: Tensor) -> dict[str, Any]:
     return derived
 
 
+def clusters(ctx: Tensor) -> Result:
+    """Groups of contexts without labels; neither scalars nor a pickle wait for k-means."""
+
+    @cache
+    def find() -> Clusters | Unavailable:
+        try:
+            return find_clusters(ctx)
+        except (MissingExtraError, ValueError) as error:  # as for a context or two
+            return Unavailable(str(error))
+
+    def one(name: str) -> Lazy:
+        def get() -> Any:
+            found = find()
+            return found if isinstance(found, Unavailable) else getattr(found, name)
+
+        return Lazy(get, scalar=False, pickled=False)
+
+    return Result(**{name: one(name) for name in ("labels", "centres", "silhouette")})
+
+
 def part(whole: Lazy, name: str) -> Lazy:
     """One of several numbers that are computed together."""
     return Lazy(lambda: getattr(whole.value, name))
 
 
-def ranks(pos: Tensor, floor: Tensor | Unavailable) -> dict[str, Any]:
+def ranks(pos: Tensor, floor: Lazy | Unavailable) -> dict[str, Any]:
     """How many directions pos uses, in several senses."""
     values = Lazy(partial(fast_singular_values, pos))
     estimate = Lazy(lambda: screenot(values.value, shape=(pos.shape[0], pos.shape[1])))
@@ -86,7 +128,7 @@ def ranks(pos: Tensor, floor: Tensor | Unavailable) -> dict[str, Any]:
         "rank_threshold": part(estimate, "threshold"),
         "rank_above_noise": floor
         if isinstance(floor, Unavailable)
-        else Lazy(lambda: rank_above(values.value, floor)),
+        else Lazy(lambda: rank_above(values.value, floor.value)),
         "effective_rank": Lazy(lambda: effective_rank(values.value)),
         "explained_ratio": Lazy(lambda: explained_ratio(values.value, estimate.value.rank)),
     }
