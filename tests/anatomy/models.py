@@ -59,6 +59,14 @@ MODELS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "opt, without biases": ("opt", lambda: opt(enable_bias=False)),
 }
 
+# The last projections of a block's attention and of its feed-forward layer, by family.
+OUTPUTS = {
+    "gpt2": {"attention": "attn.c_proj", "mlp": "mlp.c_proj"},
+    "llama": {"attention": "self_attn.o_proj", "mlp": "mlp.down_proj"},
+    "bert": {"attention": "attention.output.dense", "mlp": "output.dense"},
+    "opt": {"attention": "self_attn.out_proj", "mlp": "fc2"},
+}
+
 
 def make(name: str, seed: int = 0) -> nn.Module:
     """The model, with biases and gains that a mistake would show in."""

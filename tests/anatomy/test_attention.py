@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from geomhooks.anatomy import Family, families, find_anatomy, query_key_parts, register
-from geomhooks.anatomy.families import KNOWN, llama
+from geomhooks.anatomy.families import _registered
+from geomhooks.anatomy.known.llama import llama
 from geomhooks.errors import AnatomyError
 from geomhooks.functional import query_key_logits, repeat_heads
 from tests.anatomy.models import MODELS, bert, gpt2, make, recorded_logits, token_ids
@@ -166,7 +167,7 @@ def test_a_family_that_is_not_known() -> None:
         assert "alpaca" in families()
         assert find_anatomy(model).at(1).key_heads == 2
     finally:
-        del KNOWN["alpaca"]
+        del _registered["alpaca"]
 
 
 def test_what_cannot_be_read() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import geomhooks as gh
-from geomhooks.anatomy import Attention, Block, Family, Heads, Output, register
+from geomhooks.anatomy import Attention, Block, BlockParts, Family, Heads, Output, register
 from tests.conformance.harness import (
     GROUPS,
     POSITIONS,
@@ -112,14 +112,15 @@ def head_weights(index: int) -> dict[str, np.ndarray]:
     return made | {f"{n}_bias": rng.standard_normal((len(w), HEAD_WIDTH)) for n, w in made.items()}
 
 
-def describe(block: Block) -> Attention:
+def describe(block: Block) -> BlockParts:
     """An attention that the blocks have not, with heads that share keys and see the past only."""
     weights = {name: torch.from_numpy(w) for name, w in head_weights(block.index).items()}
     query, key = (Heads(weights[n], weights[f"{n}_bias"]) for n in ("query", "key"))
-    return Attention(
+    attention = Attention(
         block.name, block.name, block.module, block.site, HEADS, KEY_HEADS, SCALE, True, None,
         None, query, key, key, Output(torch.zeros(HEADS, HEAD_WIDTH, WIDTH), None),
     )  # fmt: skip
+    return block.parts(attention)
 
 
 register(Family("Stack", describe))

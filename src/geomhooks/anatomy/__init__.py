@@ -9,25 +9,62 @@
 ('h.1.attn', 'h.0', 2, torch.Size([2, 8, 4]))
 """
 
-from geomhooks.anatomy.describing import Attention, Block, Heads, Linear, Output, linear
-from geomhooks.anatomy.families import Anatomy, Family, families, find_anatomy, register
+from geomhooks.anatomy.describing import Around, Block, linear
+from geomhooks.anatomy.families import (
+    Anatomy,
+    Family,
+    Stack,
+    families,
+    find_anatomy,
+    register,
+)
 from geomhooks.anatomy.logits import SplitLogits, attention_parts
+from geomhooks.anatomy.parts import (
+    MLP,
+    Attention,
+    BlockParts,
+    Embeddings,
+    Heads,
+    Linear,
+    Output,
+    Sublayer,
+)
 from geomhooks.anatomy.query_key import freeze, query_key_of, query_key_parts
+from geomhooks.anatomy.rebuilding import (
+    attention_logits,
+    attention_mask,
+    attention_output,
+    block_output,
+    mlp_output,
+    normed,
+)
 
 __all__ = [
+    "MLP",
     "Anatomy",
+    "Around",
     "Attention",
     "Block",
+    "BlockParts",
+    "Embeddings",
     "Family",
     "Heads",
     "Linear",
     "Output",
     "SplitLogits",
+    "Stack",
+    "Sublayer",
+    "attention_logits",
+    "attention_mask",
+    "attention_output",
     "attention_parts",
+    "block_output",
     "families",
     "find_anatomy",
     "freeze",
     "linear",
+    "mlp_output",
+    "normed",
     "query_key_of",
     "query_key_parts",
     "register",

@@ -1,91 +1,30 @@
-"""What is found of a block's attention, and the means to describe it by."""
+"""The means to describe a block by: what a family's description is written with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from geomhooks.anatomy.parts import (
+    MLP,
+    Attention,
+    BlockParts,
+    Heads,
+    Linear,
+    Output,
+    Sublayer,
+)
 from geomhooks.errors import AnatomyError
 from geomhooks.frames import unwrap_transforms
 from geomhooks.functional.query_key import Rotary
 from geomhooks.norms import NormModule, inspect_norm
 from geomhooks.sharded import is_spread
 
-__all__ = ["Attention", "Block", "Heads", "Linear", "Output", "linear"]
-
-
-class Linear(NamedTuple):
-    """y = x W + b."""
-
-    weight: Tensor
-    """(inputs, outputs)"""
-    bias: Tensor | None
-    """(outputs,)"""
-
-    def split(self, number: int) -> list[Linear]:
-        """Of a fused projection, such as query, key and value side by side, each."""
-        biases = [None] * number if self.bias is None else self.bias.chunk(number)
-        return [Linear(*pair) for pair in zip(self.weight.chunk(number, 1), biases, strict=True)]
-
-
-class Heads(NamedTuple):
-    """A projection to the heads: x W_h + b_h."""
-
-    weight: Tensor
-    """(H, d, k)"""
-    bias: Tensor | None
-    """(H, k)"""
-
-
-class Output(NamedTuple):
-    """The projection from the heads: the sum over heads of x_h W_h, and b."""
-
-    weight: Tensor
-    """(H, k, d)"""
-    bias: Tensor | None
-    """(d,)"""
-
-
-@dataclass(frozen=True)
-class Attention:
-    """The attention of one block. Tensors are views of the model's parameters, detached.
-
-    Attributes:
-        name: of its module.
-        block: name of the block that it is in.
-        module: that module.
-        site: the site at which the hidden states that it reads are watched, before the norm: the
-            output of the block before, or the input of the first.
-        heads: H query heads, of the width k of ``query.weight``.
-        key_heads: G of keys and values; query head h reads key head h // (H / G).
-        scale: what products of query and key are multiplied by.
-        causal: a token sees those before it and itself only.
-        norm: the norm between the hidden states and attention, or None where there is none.
-        rotary: gives the rotary embedding of (..., T) positions, or None where there is none.
-        query: (H, d, k) and (H, k).
-        key: (G, d, k) and (G, k).
-        value: (G, d, k) and (G, k).
-        output: (H, k, d) and (d,).
-    """
-
-    name: str
-    block: str
-    module: nn.Module
-    site: str
-    heads: int
-    key_heads: int
-    scale: float
-    causal: bool
-    norm: NormModule | None
-    rotary: Callable[[Tensor], Rotary] | None
-    query: Heads
-    key: Heads
-    value: Heads
-    output: Output
+__all__ = ["Around", "Block", "linear"]
 
 
 def linear(module: nn.Module, name: str = "") -> Linear:
@@ -119,21 +58,25 @@ def linear(module: nn.Module, name: str = "") -> Linear:
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a model of some family, of which :attr:`Family.attention` describes a part.
+    """A block of a model of some family, for :attr:`Family.block` to describe.
 
     Attributes:
         name: of its module.
         module: that module.
         site: where its input is watched.
-        index: its number among the blocks.
+        index: its number among the blocks of its stack.
+        stack: name of the list of blocks that it is in.
+        first: the first block of that list.
         model: the whole model, without wrappers.
-        config: its ``config``.
+        config: its ``config``, or None.
     """
 
     name: str
     module: nn.Module
     site: str
     index: int
+    stack: str
+    first: nn.Module
     model: nn.Module
     config: Any
 
@@ -155,6 +98,30 @@ class Block:
     def linear(self, path: str) -> Linear:
         """The linear layer at a path from the block."""
         return linear(self.find(path), f"{self.name}.{path}")
+
+    def function(self, path: str) -> Callable[[Tensor], Tensor]:
+        """What can be called at a path of attributes from the block, such as an activation.
+
+        Raises:
+            AnatomyError: there is nothing of the kind.
+        """
+        holder, _, name = path.rpartition(".")
+        found = getattr(self.find(holder) if holder else self.module, name, None)
+        if not callable(found):
+            raise AnatomyError(
+                f"{self.name} ({type(self.module).__name__}) has no function {path!r}; its family "
+                "is described otherwise. Describe the model with geomhooks.anatomy.register"
+            )
+        # forward() itself of a module, not its call: nobody's hooks are to notice.
+        return found.forward if isinstance(found, nn.Module) else found
+
+    def norm(self, path: str) -> NormModule:
+        """The norm at a path from the block.
+
+        Raises:
+            AnatomyError: there is none, or it is no LayerNorm or RMSNorm over the hidden state.
+        """
+        return read_norm(self.find(path), f"{self.name}.{path}")
 
     def rotary(self, interleaved: bool = False) -> Callable[[Tensor], Rotary]:
         """The rotary embedding of the model, from the module that gives cosines and sines.
@@ -196,6 +163,7 @@ class Block:
         norm: str | None = None,
         rotary: Callable[[Tensor], Rotary] | None = None,
         causal: bool = True,
+        **further: Any,
     ) -> Attention:
         """Put together what was found, heads apart.
 
@@ -211,6 +179,7 @@ class Block:
             norm: path from the block to the norm before attention, or None where there is none.
             rotary: of :meth:`rotary`, or None.
             causal: a token sees those before it and itself only.
+            further: what else :class:`Attention` has, by name.
 
         Raises:
             AnatomyError: the numbers of heads do not divide the widths, or they do not agree.
@@ -230,30 +199,137 @@ class Block:
                 f"{name}: {heads} heads and {key_heads} of keys do not fit the widths of its "
                 f"projections { ({w: n for w, (n, _) in widths.items()}) }"
             )
-        module = None if norm is None else self.find(norm)
-        inspected = None if module is None else inspect_norm(module)
-        if module is not None and inspected is None:
-            raise AnatomyError(
-                f"{self.name}.{norm} is a {type(module).__name__}, which is no LayerNorm or "
-                "RMSNorm over the hidden state"
-            )
         weight = output.weight.reshape(heads, -1, output.weight.shape[1])
         return Attention(
             name,
             self.name,
             self.find(path),
-            self.site,
+            further.pop("site", self.site),
             heads,
             key_heads,
             (query.weight.shape[1] // heads) ** -0.5 if scale is None else float(scale),
             causal,
-            inspected,
+            None if norm is None else self.norm(norm),
             rotary,
             apart(query, heads),
             apart(key, key_heads),
             apart(value, key_heads),
             Output(weight, output.bias),
+            **further,
         )
+
+    def mlp(
+        self,
+        path: str,
+        *,
+        up: Linear,
+        down: Linear,
+        activation: Callable[[Tensor], Tensor],
+        gate: Linear | None = None,
+        norm: str | None = None,
+    ) -> MLP:
+        """Put together what was found of the feed-forward layer.
+
+        Args:
+            path: from the block to its module; "" where it has none of its own.
+            up: the projection to its inner width.
+            down: the projection back.
+            activation: of the inner entries, or of those of the gate.
+            gate: the projection that the activation acts on where there is one.
+            norm: path from the block to the norm before it, or None where there is none.
+        """
+        module = self.find(path) if path else self.module
+        name = f"{self.name}.{path}" if path else self.name
+        before = None if norm is None else self.norm(norm)
+        return MLP(name, module, before, up, gate, activation, down)
+
+    def parts(
+        self, *sublayers: Attention | MLP | Sublayer, parallel: bool = False, scale: float = 1.0
+    ) -> BlockParts:
+        """The block's parts, in the order in which they are added.
+
+        Args:
+            sublayers: parts alone, where they are added as they are, or with what is done to them.
+            parallel: all read the block's input, instead of each the sum so far.
+            scale: what the block's output is multiplied by.
+        """
+        told = (s if isinstance(s, Sublayer) else Sublayer(s) for s in sublayers)
+        return BlockParts(self.name, self.module, self.site, tuple(told), parallel, scale)
+
+
+@dataclass(frozen=True)
+class Around:
+    """A stack of blocks in its model, for :attr:`Family.embeddings` to describe what is around it.
+
+    Attributes:
+        stack: name of the list of blocks.
+        model: the whole model, without wrappers.
+        config: its ``config``, or None.
+    """
+
+    stack: str
+    model: nn.Module
+    config: Any
+
+    def find(self, path: str) -> nn.Module:
+        """The module at a path from the innermost module around the blocks that has one there.
+
+        Raises:
+            AnatomyError: there is none.
+        """
+        found = self.has(path)
+        if found is None:
+            raise AnatomyError(
+                f"{type(self.model).__name__} has no {path!r} around its blocks {self.stack!r}; "
+                "its family is described otherwise. Describe the model with "
+                "geomhooks.anatomy.register"
+            )
+        return found
+
+    def has(self, path: str) -> nn.Module | None:
+        """The same, or None."""
+        outer = self.stack
+        while True:
+            outer = outer.rpartition(".")[0]
+            try:
+                return self.model.get_submodule(f"{outer}.{path}" if outer else path)
+            except AttributeError:
+                if not outer:
+                    return None
+
+    def table(self, path: str) -> Tensor:
+        """The rows of an embedding.
+
+        Raises:
+            AnatomyError: there is none.
+        """
+        weight = getattr(self.find(path), "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2:
+            raise AnatomyError(f"{path!r} around {self.stack!r} is no embedding with a weight")
+        return weight.detach()
+
+    def norm(self, path: str) -> NormModule:
+        """The norm at a path.
+
+        Raises:
+            AnatomyError: there is none, or it is no LayerNorm or RMSNorm over the hidden state.
+        """
+        return read_norm(self.find(path), path)
+
+
+def read_norm(module: nn.Module, name: str) -> NormModule:
+    """What a norm module does.
+
+    Raises:
+        AnatomyError: it is no LayerNorm or RMSNorm over the hidden state.
+    """
+    found = inspect_norm(module)
+    if found is None:
+        raise AnatomyError(
+            f"{name} is a {type(module).__name__}, which is no LayerNorm or RMSNorm over the "
+            "hidden state"
+        )
+    return found
 
 
 def apart(projection: Linear, heads: int) -> Heads:

@@ -1,23 +1,27 @@
-"""The families that are known, and how to make another one known."""
+"""A model's family, its stacks of blocks, and how to make another family known."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from geomhooks.anatomy.describing import Attention, Block
+from geomhooks.anatomy.describing import Around, Block, linear
+from geomhooks.anatomy.parts import Attention, BlockParts, Embeddings, Linear
 from geomhooks.errors import AnatomyError
 from geomhooks.frames import unwrap_transforms
+from geomhooks.norms import NormModule
 from geomhooks.sites import find_stacks, unwrap
 
 __all__ = [
     "Anatomy",
     "Family",
     "LiveAttention",
+    "Stack",
     "families",
     "find_anatomy",
     "find_blocks",
@@ -32,14 +36,17 @@ class Family:
     Attributes:
         name: by which Hugging Face's ``config.model_type`` calls them; of models without one, the
             name of their class, or of one of its bases.
-        attention: describes the attention of a :class:`Block`.
+        block: describes the parts of a :class:`Block`.
+        embeddings: describes what comes into the first block of a stack, from what is
+            :class:`Around` it; None where that was not described.
+        final_norm: path of the norm after the last block, as :meth:`Around.find` takes it, or None.
 
     Example:
         Most families are described by the names of their modules:
 
-        >>> from geomhooks.anatomy import Block, Family, register
-        >>> def attention(block: Block):
-        ...     return block.attention(
+        >>> from geomhooks.anatomy import Block, Embeddings, Family, register
+        >>> def block(block: Block):
+        ...     attention = block.attention(
         ...         "self_attn",
         ...         query=block.linear("self_attn.q_proj"),
         ...         key=block.linear("self_attn.k_proj"),
@@ -50,11 +57,39 @@ class Family:
         ...         norm="input_layernorm",
         ...         rotary=block.rotary(),
         ...     )
-        >>> register(Family("my_llama", attention))
+        ...     mlp = block.mlp(
+        ...         "mlp",
+        ...         up=block.linear("mlp.up_proj"),
+        ...         gate=block.linear("mlp.gate_proj"),
+        ...         down=block.linear("mlp.down_proj"),
+        ...         activation=torch.nn.functional.silu,
+        ...         norm="post_attention_layernorm",
+        ...     )
+        ...     return block.parts(attention, mlp)
+        >>> register(Family("my_llama", block, lambda around: Embeddings(around.table("embed"))))
     """
 
     name: str
-    attention: Callable[[Block], Attention]
+    block: Callable[[Block], BlockParts]
+    embeddings: Callable[[Around], Embeddings] | None = None
+    final_norm: str | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A list of blocks, and what comes before and after.
+
+    Attributes:
+        name: of the list.
+        blocks: in their order.
+        embeddings: what comes into the first; None where the family does not say.
+        final_norm: the norm after the last, or None.
+    """
+
+    name: str
+    blocks: tuple[BlockParts, ...]
+    embeddings: Embeddings | None
+    final_norm: NormModule | None
 
 
 @dataclass(frozen=True)
@@ -63,14 +98,43 @@ class Anatomy:
 
     Attributes:
         family: what it is made as.
-        attention: of each block, in the order of the blocks.
+        stacks: of blocks: one, or those of an encoder and of a decoder, by name.
+        unembedding: from the last hidden state to logits of the next token, or None where the model
+            has no such head, or one that is more than a projection.
+        tied: the unembedding is the embedding of the tokens.
     """
 
     family: Family
-    attention: tuple[Attention, ...]
+    stacks: dict[str, Stack]
+    unembedding: Linear | None
+    tied: bool
+
+    def stack(self, name: str | None = None) -> Stack:
+        """A stack by its name, or the only one.
+
+        Raises:
+            AnatomyError: there is none, or there are several.
+        """
+        if name is None and len(self.stacks) == 1:
+            (only,) = self.stacks.values()
+            return only
+        if name not in self.stacks:
+            found = "there are" if name is None else f"no stack {name!r}; there are"
+            raise AnatomyError(f"{found} {', '.join(map(repr, self.stacks))}; say which")
+        return self.stacks[name]
+
+    @property
+    def blocks(self) -> tuple[BlockParts, ...]:
+        """Of all stacks, in their order."""
+        return tuple(block for stack in self.stacks.values() for block in stack.blocks)
+
+    @property
+    def attention(self) -> tuple[Attention, ...]:
+        """The self-attention of each block."""
+        return tuple(block.attention for block in self.blocks)
 
     def at(self, layer: int | str) -> Attention:
-        """The attention of a block by its number, its name, or the name of the block.
+        """The self-attention of a block by its number, its name, or the name of the block.
 
         Raises:
             AnatomyError: there is none.
@@ -86,122 +150,98 @@ class Anatomy:
         )
 
 
-def gpt2(block: Block) -> Attention:
-    """Query, key and value in one ``Conv1D``."""
-    query, key, value = block.linear("attn.c_attn").split(3)
-    config = block.config
-    heads = config.num_attention_heads
-    scale = (query.weight.shape[1] // heads) ** -0.5 if config.scale_attn_weights else 1.0
-    if config.scale_attn_by_inverse_layer_idx:
-        scale /= block.index + 1
-    return block.attention(
-        "attn",
-        query=query,
-        key=key,
-        value=value,
-        output=block.linear("attn.c_proj"),
-        heads=heads,
-        scale=scale,
-        norm="ln_1",
-    )
+_registered: dict[str, Family] = {}
 
 
-def llama(block: Block) -> Attention:
-    """Rotary embedding, groups of query heads that share a key head."""
-    return block.attention(
-        "self_attn",
-        query=block.linear("self_attn.q_proj"),
-        key=block.linear("self_attn.k_proj"),
-        value=block.linear("self_attn.v_proj"),
-        output=block.linear("self_attn.o_proj"),
-        heads=block.config.num_attention_heads,
-        key_heads=block.config.num_key_value_heads,
-        norm="input_layernorm",
-        rotary=block.rotary(),
-    )
+@cache
+def _built_in() -> dict[str, Family]:
+    from geomhooks.anatomy.known import FAMILIES
 
-
-def bert(block: Block) -> Attention:
-    """No norm before attention, and none of its heads looks at the past alone."""
-    return block.attention(
-        "attention",
-        query=block.linear("attention.self.query"),
-        key=block.linear("attention.self.key"),
-        value=block.linear("attention.self.value"),
-        output=block.linear("attention.output.dense"),
-        heads=block.config.num_attention_heads,
-        causal=bool(block.config.is_decoder),
-    )
-
-
-def opt(block: Block) -> Attention:
-    """A norm before attention, but in the model of 350M parameters after it."""
-    return block.attention(
-        "self_attn",
-        query=block.linear("self_attn.q_proj"),
-        key=block.linear("self_attn.k_proj"),
-        value=block.linear("self_attn.v_proj"),
-        output=block.linear("self_attn.out_proj"),
-        heads=block.config.num_attention_heads,
-        norm="self_attn_layer_norm" if block.config.do_layer_norm_before else None,
-    )
-
-
-KNOWN = {
-    family.name: family
-    for family in (
-        Family("gpt2", gpt2),
-        Family("llama", llama),
-        Family("bert", bert),
-        Family("opt", opt),
-    )
-}
+    return {family.name: family for family in FAMILIES}
 
 
 def families() -> list[str]:
     """Names of the families that are known."""
-    return sorted(KNOWN)
+    return sorted(_built_in() | _registered)
 
 
 def register(family: Family) -> None:
     """Make a family known, or another description of one; :class:`Family` has an example."""
-    KNOWN[family.name] = family
+    _registered[family.name] = family
 
 
 def find_anatomy(model: nn.Module, family: Family | str | None = None) -> Anatomy:
     """Find out where the parts of a model are.
 
     Args:
-        model: of Hugging Face, wrapped or not, with a head or without.
+        model: of Hugging Face or of torch, wrapped or not, with a head or without.
         family: as what to take it, by default what its ``config.model_type`` says.
 
     Raises:
         AnatomyError: the family is not known, or the model is made otherwise.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=10))
+        >>> anatomy = find_anatomy(model)
+        >>> block = anatomy.stack().blocks[1]
+        >>> [sublayer.kind for sublayer in block.sublayers], block.mlp.up.weight.shape
+        (['attention', 'mlp'], torch.Size([8, 32]))
+        >>> anatomy.tied, anatomy.stack().embeddings.positions.shape
+        (True, torch.Size([1024, 8]))
     """
     family, blocks = find_blocks(model, family)
-    return Anatomy(family, tuple(family.attention(block) for block in blocks))
+    model = unwrap(model)
+    stacks = {}
+    for name in dict.fromkeys(block.stack for block in blocks):
+        around = Around(name, model, getattr(model, "config", None))
+        after = None if family.final_norm is None else around.has(family.final_norm)
+        stacks[name] = Stack(
+            name,
+            tuple(family.block(block) for block in blocks if block.stack == name),
+            None if family.embeddings is None else family.embeddings(around),
+            None if after is None else around.norm(str(family.final_norm)),
+        )
+    return Anatomy(family, stacks, *find_unembedding(model))
+
+
+def find_unembedding(model: nn.Module) -> tuple[Linear | None, bool]:
+    """The projection to logits that the model names, and whether it is that of the tokens."""
+
+    def named(what: str) -> nn.Module | None:
+        try:
+            found: nn.Module | None = getattr(model, what)()
+        except (AttributeError, NotImplementedError):
+            return None
+        return found
+
+    head, tokens = named("get_output_embeddings"), named("get_input_embeddings")
+    if head is None:
+        return None, False
+    found, weight = linear(head, "the head"), getattr(tokens, "weight", None)
+    tied = isinstance(weight, Tensor) and weight.data_ptr() == found.weight.data_ptr()
+    return found, tied
 
 
 def find_blocks(
     model: nn.Module, family: Family | str | None = None
 ) -> tuple[Family, tuple[Block, ...]]:
-    """The family of a model, and its blocks; see :func:`find_anatomy`."""
+    """The family of a model, and the blocks of all its stacks; see :func:`find_anatomy`."""
     model = unwrap(model)
     config = getattr(model, "config", None)
     if not isinstance(family, Family):
         family = known_family(model, config, family)
     stacks = find_stacks(model)
-    if len(stacks) != 1:
-        raise AnatomyError(
-            f"{type(model).__name__} has {len(stacks)} stacks of blocks ({', '.join(stacks)}); "
-            "give the part of it that has one"
-        )
-    (blocks,) = stacks.values()
-    sites = [f"{blocks[0][0]}@in", *(name for name, _ in blocks)]
-    return family, tuple(
-        Block(name, module, sites[index], index, model, config)
-        for index, (name, module) in enumerate(blocks)
-    )
+    if not stacks:
+        raise AnatomyError(f"{type(model).__name__} has no list of blocks")
+    found = []
+    for stack, blocks in stacks.items():
+        sites = [f"{blocks[0][0]}@in", *(name for name, _ in blocks)]
+        found += [
+            Block(name, module, sites[index], index, stack, blocks[0][1], model, config)
+            for index, (name, module) in enumerate(blocks)
+        ]
+    return family, tuple(found)
 
 
 def known_family(model: nn.Module, config: Any, name: str | None) -> Family:
@@ -213,10 +253,11 @@ def known_family(model: nn.Module, config: Any, name: str | None) -> Family:
     kind, said = type(model).__name__, getattr(config, "model_type", None)
     if name is None and isinstance(said, str):
         name = said
+    known = _built_in() | _registered
     bases = [base.__name__ for base in type(model).__mro__]
     for one in bases if name is None else [name]:
-        if one in KNOWN:
-            return KNOWN[one]
+        if one in known:
+            return known[one]
     what = "has no config.model_type" if name is None else f"is of the family {name!r}"
     raise AnatomyError(
         f"{kind} {what}; known are {', '.join(families())}. Describe another in a few lines, as "
@@ -236,13 +277,13 @@ class LiveAttention:
     def __init__(self, family: Family, block: Block) -> None:
         self._family, self._block = family, block
         self._seen = self._places()
-        self.latest = family.attention(block)
+        self.latest = family.block(block).attention
 
     def now(self) -> Attention:
         """What it is; described anew where the parameters are elsewhere than when it last was."""
         places = self._places()
         if places != self._seen:
-            self.latest, self._seen = self._family.attention(self._block), places
+            self.latest, self._seen = self._family.block(self._block).attention, places
         return self.latest
 
     def _places(self) -> list[tuple[int, torch.device]]:

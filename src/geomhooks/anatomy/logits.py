@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from geomhooks.anatomy.describing import Attention
 from geomhooks.anatomy.families import find_anatomy
+from geomhooks.anatomy.parts import Attention
 from geomhooks.anatomy.query_key import query_key_parts
 from geomhooks.errors import HookError, SiteError, TokensError
 from geomhooks.functional.query_key import query_key_logits, split_states

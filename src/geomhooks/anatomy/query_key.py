@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from geomhooks.anatomy.describing import Attention
+from geomhooks.anatomy.parts import Attention
 from geomhooks.functional.query_key import FrozenNorm, QueryKey, freeze_norm
+from geomhooks.norms import NormModule
 
 __all__ = ["freeze", "query_key_of", "query_key_parts"]
 
@@ -20,11 +21,13 @@ def freeze(attention: Attention, hidden: Tensor) -> FrozenNorm | None:
         attention: of one block.
         hidden: (..., T, d).
     """
-    norm = attention.norm
-    if norm is None:
-        return None
-    gain, bias = norm.affine(hidden)
-    return freeze_norm(hidden, gain, bias, eps=norm.eps, centred=norm.centred)
+    return None if attention.norm is None else frozen(attention.norm, hidden)
+
+
+def frozen(norm: NormModule, states: Tensor) -> FrozenNorm:
+    """A norm as it acts on states (..., d)."""
+    gain, bias = norm.affine(states)
+    return freeze_norm(states, gain, bias, eps=norm.eps, centred=norm.centred)
 
 
 def query_key_of(attention: Attention, positions: Tensor) -> QueryKey:
@@ -39,8 +42,10 @@ def query_key_of(attention: Attention, positions: Tensor) -> QueryKey:
         attention.key,
         attention.scale,
         attention.causal,
-        None if attention.norm is None else partial(freeze, attention),
+        None if attention.norm is None else partial(frozen, attention.norm),
         None if attention.rotary is None else attention.rotary(positions),
+        None if attention.query_norm is None else partial(frozen, attention.query_norm),
+        None if attention.key_norm is None else partial(frozen, attention.key_norm),
     )
 
 

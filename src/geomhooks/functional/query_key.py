@@ -102,6 +102,10 @@ class QueryKey(NamedTuple):
     """gives the norm as it acts on whole states; None where there is none"""
     rotary: Rotary | None = None
     """the rotary embedding at the tokens' positions; None where there is none"""
+    freeze_query: Callable[[Tensor], FrozenNorm | None] | None = None
+    """gives the norm over the entries of whole queries (..., H, T, k), or None"""
+    freeze_key: Callable[[Tensor], FrozenNorm | None] | None = None
+    """the same for keys"""
 
     def project(self, parts: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys of the parts of hidden states, and of the biases.
@@ -114,9 +118,29 @@ class QueryKey(NamedTuple):
         """
         norm = None if self.freeze is None else self.freeze(parts.sum(0))
         return (
-            project_parts(parts, *self.query, norm, self.rotary),
-            project_parts(parts, *self.key, norm, self.rotary),
+            self._turned(project_parts(parts, *self.query, norm), self.freeze_query),
+            self._turned(project_parts(parts, *self.key, norm), self.freeze_key),
         )
+
+    def project_query(self, parts: Tensor) -> Tensor:
+        """Queries alone, (P + 1, ..., H, T, k), as where keys are made of other states."""
+        norm = None if self.freeze is None else self.freeze(parts.sum(0))
+        return self._turned(project_parts(parts, *self.query, norm), self.freeze_query)
+
+    def project_key(self, parts: Tensor) -> Tensor:
+        """Keys alone, (P + 1, ..., G, T, k), of states that are not normed before."""
+        return self._turned(project_parts(parts, *self.key), self.freeze_key)
+
+    def _turned(
+        self, projected: Tensor, freeze: Callable[[Tensor], FrozenNorm | None] | None
+    ) -> Tensor:
+        """After the norm over their own entries and the rotary embedding, where there are."""
+        norm = None if freeze is None else freeze(projected.sum(0))
+        if norm is not None:
+            projected = norm.linear(projected)
+            if norm.bias is not None:  # which depends on no state
+                projected = torch.cat((projected[:-1], projected[-1:] + norm.bias.to(projected)))
+        return projected if self.rotary is None else self.rotary.turn(projected)
 
 
 class PublishedLogits(NamedTuple):

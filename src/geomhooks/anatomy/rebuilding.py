@@ -1,0 +1,158 @@
+"""What a block does, done again with the parts that were found: by plain tensors, dense.
+
+That it comes out the same is how one knows that the parts are the right ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from geomhooks.anatomy.parts import MLP, Attention, BlockParts, Sublayer
+from geomhooks.anatomy.query_key import query_key_of
+from geomhooks.functional.query_key import query_key_logits, repeat_heads
+from geomhooks.norms import NormModule
+
+__all__ = [
+    "attention_logits",
+    "attention_mask",
+    "attention_output",
+    "block_output",
+    "mlp_output",
+    "normed",
+]
+
+
+def normed(states: Tensor, norm: NormModule | None) -> Tensor:
+    """States (..., d) as they are after a norm, or as they are where there is none."""
+    if norm is None:
+        return states
+    gain, bias = norm.affine(states)
+    centred = states - states.mean(-1, keepdim=True) if norm.centred else states
+    length = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    return centred / length * gain.to(states) + bias.to(states)
+
+
+def attention_logits(
+    attention: Attention,
+    hidden: Tensor,
+    positions: Tensor | None = None,
+    source: Tensor | None = None,
+) -> Tensor:
+    """Logits (B, H, T, S) before the mask, with what distance adds, and capped where they are.
+
+    Args:
+        attention: of a block.
+        hidden: (B, T, d) before the norm.
+        positions: (T,), or (B, T), of its tokens; by default 0 to T - 1.
+        source: (B, S, d) the other stack's output, for cross-attention.
+    """
+    if positions is None:
+        positions = torch.arange(hidden.shape[1], device=hidden.device)
+    weights = query_key_of(attention, positions)
+    if source is None:
+        query, key = weights.project(hidden[None])
+        other = positions
+    else:
+        query, key = weights.project_query(hidden[None]), weights.project_key(source[None])
+        other = torch.arange(source.shape[1], device=source.device)
+    logits = query_key_logits(query, key, attention.scale).sum((0, 1))
+    if attention.distance is not None:
+        logits = logits + attention.distance(positions, other).to(logits)
+    cap = attention.softcap
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
+def attention_mask(attention: Attention, length: int, real: Tensor | None = None) -> Tensor:
+    """Which query looks at which key: bool, (T, S), or (B, 1, T, S) where tokens are masked.
+
+    Args:
+        attention: of a block.
+        length: T; of queries, and of keys but for cross-attention.
+        real: (B, S) bool, which keys are there.
+    """
+    keys = length if real is None else real.shape[1]
+    device = None if real is None else real.device
+    allowed = torch.ones(length, keys, dtype=torch.bool, device=device)
+    if attention.causal and not attention.cross:
+        allowed = allowed.tril()
+    if attention.window is not None:
+        allowed = allowed & torch.ones_like(allowed).triu(1 - attention.window)
+        if not attention.causal:
+            allowed = allowed & torch.ones_like(allowed).tril(attention.window - 1)
+    return allowed if real is None else allowed & real[:, None, None, :]
+
+
+def attention_output(
+    attention: Attention,
+    hidden: Tensor,
+    positions: Tensor | None = None,
+    real: Tensor | None = None,
+    source: Tensor | None = None,
+) -> Tensor:
+    """What attention adds, (B, T, d).
+
+    Args:
+        attention: of a block.
+        hidden: (B, T, d) before the norm.
+        positions: (T,) of its tokens; by default 0 to T - 1.
+        real: (B, S) bool, which keys are there; by default all.
+        source: (B, S, d) the other stack's output, for cross-attention.
+    """
+    logits = attention_logits(attention, hidden, positions, source)
+    read = normed(hidden, attention.norm) if source is None else source
+    if real is None and source is not None:
+        real = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
+    allowed = attention_mask(attention, hidden.shape[1], real)
+    shares = logits.masked_fill(~allowed, -torch.inf).softmax(-1)
+    value = torch.einsum("bsd,hdk->bhsk", read, attention.value.weight.to(read))
+    if attention.value.bias is not None:
+        value = value + attention.value.bias.to(read)[:, None]
+    mixed = shares @ repeat_heads(value, attention.heads)
+    out = torch.einsum("bhtk,hkd->btd", mixed, attention.output.weight.to(read))
+    return out if attention.output.bias is None else out + attention.output.bias.to(read)
+
+
+def mlp_output(mlp: MLP, hidden: Tensor) -> Tensor:
+    """What a feed-forward layer adds to (..., d)."""
+    states = normed(hidden, mlp.norm)
+    if mlp.gate is None:
+        return mlp.down(mlp.activation(mlp.up(states)))
+    return mlp.down(mlp.activation(mlp.gate(states)) * mlp.up(states))
+
+
+def block_output(
+    block: BlockParts,
+    hidden: Tensor,
+    positions: Tensor | None = None,
+    real: Tensor | None = None,
+    source: Tensor | None = None,
+    source_real: Tensor | None = None,
+) -> Tensor:
+    """The output (B, T, d) of a block.
+
+    Args:
+        block: its parts.
+        hidden: (B, T, d) its input.
+        positions: (T,) of its tokens; by default 0 to T - 1.
+        real: (B, T) bool, which tokens are there; by default all.
+        source: (B, S, d) the other stack's output, for cross-attention.
+        source_real: (B, S) bool, which of its tokens are there; by default all.
+    """
+
+    def adds(sublayer: Sublayer, states: Tensor) -> Tensor:
+        part = sublayer.part
+        if isinstance(part, MLP):
+            out = mlp_output(part, states)
+        elif part.cross:
+            out = attention_output(part, states, positions, source_real, source)
+        else:
+            out = attention_output(part, states, positions, real)
+        return sublayer.scale * normed(out, sublayer.after)
+
+    total = hidden
+    for sublayer in block.sublayers:
+        read = hidden if block.parallel else total
+        kept = normed(read, sublayer.part.norm) if sublayer.residual_is_normed else total
+        total = normed(kept + adds(sublayer, read), sublayer.closing)
+    return block.scale * total
