@@ -44,8 +44,8 @@ class Linear(NamedTuple):
         width = self.weight.shape[1]
         if len(sizes) == 1:
             sizes = (width // sizes[0],) * sizes[0]
-        weights = torch.split(self.weight, sizes, 1)
-        biases = [None] * len(sizes) if self.bias is None else torch.split(self.bias, sizes)
+        weights = torch.split(self.weight, list(sizes), 1)
+        biases = [None] * len(sizes) if self.bias is None else torch.split(self.bias, list(sizes))
         return [Linear(*pair) for pair in zip(weights, biases, strict=True)]
 
     def deal(self, heads: int, number: int) -> list[Linear]:
