@@ -39,7 +39,7 @@ import torch
 from collectors import PEERS
 from environment import environment
 from job import Numbers, dense, errors
-from memory import forget_peak, peak_bytes, resident_bytes
+from memory import forget_peak, give_back_freed, peak_bytes, resident_bytes
 from peers_table import show_row, table
 from rivals import Bare, Peer
 from subjects import SUBJECTS, load, save, twin
@@ -226,6 +226,7 @@ def alone(name: str, folder: Path, contexts: list[int]) -> dict[str, Any]:
             if done == checked(contexts):
                 torch.save(vars(answer), folder / FOUND)
             del answer
+            give_back_freed()
             forget_peak()
         marks.append({"contexts": done, "forwards": forwards, "whole": whole, "seconds": seconds})
     return {"marks": marks, "state": peer.state_bytes}

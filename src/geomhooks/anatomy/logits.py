@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from geomhooks.anatomy.families import find_anatomy
 from geomhooks.anatomy.parts import Attention
 from geomhooks.anatomy.query_key import query_key_parts
+from geomhooks.anatomy.rebuilding import attention_mask
 from geomhooks.errors import HookError, SiteError, TokensError
 from geomhooks.functional.query_key import query_key_logits, split_states
 from geomhooks.functional.shapes import as_float
@@ -29,7 +30,8 @@ class SplitLogits(NamedTuple):
 
     logits: Tensor
     """(5, 5, B, H, T, T) by mean, pos, ctx, resid and bias of query and key; they add up to the
-    model's own. NaN at tokens whose pos is not known."""
+    model's own, before its cap where it has one. What distance adds is with the biases. NaN at
+    tokens whose pos is not known."""
     allowed: Tensor
     """(B, 1, T, T) where a query looks at a key, and pos of both is known"""
 
@@ -83,11 +85,12 @@ def attention_parts(
     def split(hidden: Tensor) -> None:
         parts, known = parts_at(attention, geometry, hidden, rows)
         query, key = query_key_parts(attention, parts, rows.positions.to(hidden.device))
-        found.append(
-            SplitLogits(
-                query_key_logits(query, key, attention.scale), pairs(known, attention.causal)
-            )
-        )
+        logits = query_key_logits(query, key, attention.scale)
+        if attention.distance is not None:
+            columns = torch.arange(hidden.shape[1], device=hidden.device)
+            logits[-1, -1] += attention.distance(columns, columns).to(logits)
+        both = known[:, None, :, None] & known[:, None, None, :]
+        found.append(SplitLogits(logits, both & attention_mask(attention, hidden.shape[1], known)))
 
     with input_of_block(model, attention, split), torch.no_grad():
         model(**inputs)
@@ -165,12 +168,6 @@ def parts_at(
     known = within & torch.isfinite(own).all(-1)
     own = own.masked_fill(~known[..., None], float("nan"))
     return split_states(hidden, mean, own, real=known), known
-
-
-def pairs(known: Tensor, causal: bool) -> Tensor:
-    """(B, 1, T, T) which query looks at which key."""
-    allowed = known[:, None, :, None] & known[:, None, None, :]
-    return allowed.tril() if causal else allowed
 
 
 @contextmanager

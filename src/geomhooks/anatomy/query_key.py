@@ -46,6 +46,8 @@ def query_key_of(attention: Attention, positions: Tensor) -> QueryKey:
         None if attention.rotary is None else attention.rotary(positions),
         None if attention.query_norm is None else partial(frozen, attention.query_norm),
         None if attention.key_norm is None else partial(frozen, attention.key_norm),
+        attention.distance,
+        attention.window,
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geomhooks.anatomy.parts import MLP, Attention, BlockParts, Sublayer
 from geomhooks.anatomy.query_key import query_key_of
-from geomhooks.functional.query_key import query_key_logits, repeat_heads
+from geomhooks.functional.query_key import query_key_logits, repeat_heads, visible
 from geomhooks.norms import NormModule
 
 __all__ = [
@@ -71,15 +71,13 @@ def attention_mask(attention: Attention, length: int, real: Tensor | None = None
         length: T; of queries, and of keys but for cross-attention.
         real: (B, S) bool, which keys are there.
     """
-    keys = length if real is None else real.shape[1]
-    device = None if real is None else real.device
-    allowed = torch.ones(length, keys, dtype=torch.bool, device=device)
-    if attention.causal and not attention.cross:
-        allowed = allowed.tril()
-    if attention.window is not None:
-        allowed = allowed & torch.ones_like(allowed).triu(1 - attention.window)
-        if not attention.causal:
-            allowed = allowed & torch.ones_like(allowed).tril(attention.window - 1)
+    allowed = visible(
+        length,
+        None if real is None else real.shape[1],
+        causal=attention.causal and not attention.cross,
+        window=attention.window,
+        device=None if real is None else real.device,
+    )
     return allowed if real is None else allowed & real[:, None, None, :]
 
 

@@ -88,6 +88,7 @@ def logit_sums(
     allowed: Tensor,
     scale: float | None = None,
     block: int | None = None,
+    constant: Tensor | None = None,
 ) -> LogitSums:
     """Sums over the logits of some contexts, of which a few rows at a time are ever held.
 
@@ -98,6 +99,8 @@ def logit_sums(
             real. What stands elsewhere may be NaN.
         scale: 1 / sqrt(k) by default.
         block: queries at a time; by default as many as make 4 million logits of parts.
+        constant: what is added to the logits besides, such as a bias of their distance, broadcast
+            to (..., H, T, S); it counts with the last part of query and key.
 
     Returns:
         Sums with the leading dimensions (..., H), on the same device. Logits and the products of
@@ -128,6 +131,8 @@ def logit_sums(
         logits = rows.movedim(0, -3).flatten(-3, -2) @ columns
         logits = logits.reshape(*lead, query.shape[0], -1, key.shape[0], keys).transpose(-3, -2)
         logits = logits.reshape(*lead, number, -1, keys)
+        if constant is not None:
+            logits[..., -1, :, :] += constant[..., start : start + block, :].to(logits)
         where = allowed[..., None, start : start + block, :]
         logits.masked_fill_(~where, 0)
         count = where.sum(-1, dtype=logits.dtype)  # (..., 1, R)

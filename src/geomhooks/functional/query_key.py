@@ -37,6 +37,7 @@ __all__ = [
     "query_key_logits",
     "repeat_heads",
     "split_states",
+    "visible",
 ]
 
 QUERY_KEY_PARTS = ("mean", "pos", "ctx", "resid", "bias")
@@ -106,6 +107,10 @@ class QueryKey(NamedTuple):
     """gives the norm over the entries of whole queries (..., H, T, k), or None"""
     freeze_key: Callable[[Tensor], FrozenNorm | None] | None = None
     """the same for keys"""
+    distance: Callable[[Tensor, Tensor], Tensor] | None = None
+    """gives what is added to the logits (H, T, S) for positions (T,) and (S,), or None"""
+    window: int | None = None
+    """how many tokens a query sees, itself the last of them; None for all"""
 
     def project(self, parts: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys of the parts of hidden states, and of the biases.
@@ -141,6 +146,39 @@ class QueryKey(NamedTuple):
             if norm.bias is not None:  # which depends on no state
                 projected = torch.cat((projected[:-1], projected[-1:] + norm.bias.to(projected)))
         return projected if self.rotary is None else self.rotary.turn(projected)
+
+
+def visible(
+    length: int,
+    keys: int | None = None,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Which query looks at which key, where all are there: (T, S) bool.
+
+    Args:
+        length: T.
+        keys: S, by default T.
+        causal: at those before it and itself only.
+        window: and of these at the last so many; where not causal at fewer than so many away.
+        device: of the result.
+
+    Example:
+        >>> visible(3, window=2).int()
+        tensor([[1, 0, 0],
+                [1, 1, 0],
+                [0, 1, 1]], dtype=torch.int32)
+    """
+    seen = torch.ones(length, length if keys is None else keys, dtype=torch.bool, device=device)
+    if causal:
+        seen = seen.tril()
+    if window is not None:
+        seen = seen.triu(1 - window)
+        if not causal:
+            seen = seen.tril(window - 1)
+    return seen
 
 
 class PublishedLogits(NamedTuple):

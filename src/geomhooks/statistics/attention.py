@@ -13,7 +13,7 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator, Sum
 from geomhooks.errors import SiteError
 from geomhooks.functional.logit_shares import LogitShares, LogitSums, logit_shares, logit_sums
-from geomhooks.functional.query_key import QUERY_KEY_PARTS
+from geomhooks.functional.query_key import QUERY_KEY_PARTS, visible
 from geomhooks.functional.shapes import as_float
 from geomhooks.reductions.plain import sum_by_context
 from geomhooks.results import Lazy, Result, Unavailable
@@ -36,7 +36,9 @@ class Attention(Statistic):
 
     With the norm's scale at each token held fixed, a query is a sum of five vectors, those of the
     mean, of pos, of ctx and of resid of the hidden state, and that of the biases; so is a key, and
-    a logit is the sum of 25 products L_ab, biases and rotary embedding included. Then
+    a logit is the sum of 25 products L_ab, biases and rotary embedding included; a bias of the
+    distance between tokens counts with the product of the biases, and a cap on logits with none.
+    Then
 
     .. math:: \mathrm{Var}(L) = \sum_{ab} \mathrm{Cov}(L_{ab}, L)
 
@@ -184,9 +186,13 @@ class Attention(Statistic):
         if tokens.segments is not None:
             segments = tokens.segments[:, None]
             allowed = allowed & (segments[..., :, None] == segments[..., None, :])
-        if weights.causal:
-            allowed = allowed.tril()
-        found = logit_sums(*weights.project(parts), allowed, weights.scale).over(0)
+        told = {"causal": weights.causal, "window": weights.window, "device": hidden.device}
+        allowed = allowed & visible(tokens.length, **told)
+        columns = torch.arange(tokens.length, device=hidden.device)
+        constant = None if weights.distance is None else weights.distance(columns, columns)
+        found = logit_sums(*weights.project(parts), allowed, weights.scale, constant=constant).over(
+            0
+        )
         state["pairs"].value.add_(found.pairs[0].to(torch.int64))
         for name in ("within", "total", "between"):
             state[name].value.add_(getattr(found, name))
