@@ -186,8 +186,9 @@ class Attention(Statistic):
         if tokens.segments is not None:
             segments = tokens.segments[:, None]
             allowed = allowed & (segments[..., :, None] == segments[..., None, :])
-        told = {"causal": weights.causal, "window": weights.window, "device": hidden.device}
-        allowed = allowed & visible(tokens.length, **told)
+        allowed = allowed & visible(
+            tokens.length, causal=weights.causal, window=weights.window, device=hidden.device
+        )
         columns = torch.arange(tokens.length, device=hidden.device)
         constant = None if weights.distance is None else weights.distance(columns, columns)
         found = logit_sums(*weights.project(parts), allowed, weights.scale, constant=constant).over(
