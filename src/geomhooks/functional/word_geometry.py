@@ -98,7 +98,7 @@ class Nearest(NamedTuple):
 
 
 def sphere_distances(
-    embeddings: Tensor, *, eps: float = 1e-5, centred: bool = True
+    embeddings: Tensor, *, eps: float = 1e-5, centred: bool = True, block: int = BLOCK
 ) -> SphereDistances:
     r"""Distances of embeddings to the points of the sphere where a norm without affine puts them.
 
@@ -111,6 +111,7 @@ def sphere_distances(
             no point on the sphere and are left out.
         eps: of the norm; the published code's is 1e-5.
         centred: LayerNorm, or RMSNorm if False.
+        block: rows that are looked at together.
 
     Raises:
         ValueError: no matrix, or too few rows.
@@ -123,7 +124,9 @@ def sphere_distances(
         (tensor(0.2828), tensor(True))
     """
     width = as_matrix(embeddings[:1], "embeddings", "(V, d)").shape[1]
-    lengths = torch.cat([torch.linalg.vector_norm(as_float(b), dim=1) for b in blocks(embeddings)])
+    lengths = torch.cat(
+        [torch.linalg.vector_norm(as_float(b), dim=1) for b in embeddings.split(block)]
+    )
     real = lengths > 0
     words = int(real.sum())
     if words < 2:
@@ -131,10 +134,10 @@ def sphere_distances(
     wide = lengths.double() if lengths.device.type != "mps" else lengths
     mean_norm = wide[real].mean()
     scale = math.sqrt(width) / mean_norm
-    sums = [as_float(b).to(wide.dtype).sum(0) for b in blocks(embeddings)]
+    sums = [as_float(b).to(wide.dtype).sum(0) for b in embeddings.split(block)]
     mean = torch.stack(sums).sum(0) / words
     distances = []
-    for rows, kept in zip(blocks(embeddings), blocks(real), strict=True):
+    for rows, kept in zip(embeddings.split(block), real.split(block), strict=True):
         if not bool(kept.any()):
             continue
         original = as_float(rows[kept])
@@ -165,6 +168,7 @@ def word_scores(
     shift: Tensor | None = None,
     *,
     centred: bool = True,
+    block: int = BLOCK,
 ) -> WordScores:
     r"""How the final norm favours words: by length under its gain, and by its bias.
 
@@ -179,6 +183,7 @@ def word_scores(
         gain: (d,) gamma of the final norm, None for ones.
         shift: (d,) beta, None for zero.
         centred: LayerNorm, or RMSNorm if False.
+        block: rows that are looked at together.
 
     Raises:
         ValueError: shapes do not fit.
@@ -194,7 +199,7 @@ def word_scores(
         if given is not None and given.shape != (width,):
             raise ValueError(f"{name}: shape ({width},) is needed, found {tuple(given.shape)}")
     parts = []
-    for rows in blocks(embeddings):
+    for rows in embeddings.split(block):
         own = as_float(rows)
         scaled = own if gain is None else own * gain.to(own)
         bias = own.new_zeros(len(own)) if shift is None else own @ shift.to(own)
@@ -244,12 +249,12 @@ def nearest_rows(
     if metric not in get_args(Metric):
         raise ValueError(f"metric {metric!r}: 'dot' or 'cosine' is needed")
     found = []
-    for some in blocks(vectors, VECTORS):
+    for some in vectors.split(VECTORS):
         if metric == "cosine":
             some = some / torch.linalg.vector_norm(some, dim=1, keepdim=True)
         best = some.new_empty(len(some), 0)
         places = torch.empty(len(some), 0, dtype=torch.int64, device=some.device)
-        for number, part in enumerate(blocks(rows, block)):
+        for number, part in enumerate(rows.split(block)):
             part = part.to(some)
             if metric == "cosine":
                 part = part / torch.linalg.vector_norm(part, dim=1, keepdim=True)
@@ -285,19 +290,14 @@ def align_signs(vectors: Tensor, rows: Tensor, *, block: int = BLOCK) -> Tensor:
     """
     vectors, rows = check_neighbours(vectors, rows)
     signs = []
-    for some in blocks(vectors, VECTORS):
+    for some in vectors.split(VECTORS):
         above, below = some.new_full((2, len(some)), -math.inf)
-        for part in blocks(rows, block):
+        for part in rows.split(block):
             products = some @ part.to(some).T
             above = torch.maximum(above, products.amax(1))
             below = torch.maximum(below, -products.amin(1))
         signs.append(torch.where(above >= below, 1.0, -1.0).to(some))
     return torch.cat(signs)
-
-
-def blocks(rows: Tensor, size: int = BLOCK) -> tuple[Tensor, ...]:
-    """The rows, so many at a time."""
-    return torch.split(rows, size)
 
 
 def check_neighbours(vectors: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
