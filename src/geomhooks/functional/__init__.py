@@ -38,6 +38,7 @@ from geomhooks.functional.low_rank import (
     factored_svd,
     symmetric_part,
 )
+from geomhooks.functional.nearest import Nearest, align_signs, nearest_rows
 from geomhooks.functional.norm_geometry import (
     NormConstants,
     NormResiduals,
@@ -104,11 +105,8 @@ from geomhooks.functional.virtual_matrices import (
 )
 from geomhooks.functional.word_geometry import (
     DistanceSummary,
-    Nearest,
     SphereDistances,
     WordScores,
-    align_signs,
-    nearest_rows,
     sphere_distances,
     word_scores,
 )

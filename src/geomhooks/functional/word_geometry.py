@@ -1,15 +1,14 @@
-r"""Where the embeddings of words lie, and which words are near a vector.
+r"""Where the embeddings of words lie, and which of them a norm favours.
 
 After R. Molina, "Traveling Words" (arXiv 2309.07315): embeddings against the sphere to which a
 LayerNorm takes them, words by the length that the final norm's gain gives them and by the score
-that its bias gives them, and the words that a direction of the residual stream is about. Rows are
-taken in blocks: no matrix of all words by all words, or copy of all embeddings, is made.
+that its bias gives them. Rows are taken in blocks: no copy of all embeddings is made.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,22 +19,14 @@ from geomhooks.functional.shapes import as_float, as_matrix
 
 __all__ = [
     "DistanceSummary",
-    "Metric",
-    "Nearest",
     "SphereDistances",
     "WordScores",
-    "align_signs",
-    "nearest_rows",
     "sphere_distances",
     "word_scores",
 ]
 
-Metric = Literal["dot", "cosine"]
-
 BLOCK = 8192
 """rows of embeddings at a time"""
-VECTORS = 1024
-"""vectors that are compared with them at a time"""
 
 
 class DistanceSummary(NamedTuple):
@@ -88,15 +79,6 @@ class WordScores(NamedTuple):
     """(V,) the largest logit that any state can give the word"""
 
 
-class Nearest(NamedTuple):
-    """Rows nearest to vectors, the nearest first."""
-
-    indices: Tensor
-    """(n, k) int64"""
-    scores: Tensor
-    """(n, k) dot products or cosines"""
-
-
 def sphere_distances(
     embeddings: Tensor, *, eps: float = 1e-5, centred: bool = True, block: int = BLOCK
 ) -> SphereDistances:
@@ -125,7 +107,7 @@ def sphere_distances(
     """
     width = as_matrix(embeddings[:1], "embeddings", "(V, d)").shape[1]
     lengths = torch.cat(
-        [torch.linalg.vector_norm(as_float(b), dim=1) for b in embeddings.split(block)]
+        [torch.linalg.vector_norm(as_float(b), dim=1) for b in torch.split(embeddings, block)]
     )
     real = lengths > 0
     words = int(real.sum())
@@ -134,10 +116,10 @@ def sphere_distances(
     wide = lengths.double() if lengths.device.type != "mps" else lengths
     mean_norm = wide[real].mean()
     scale = math.sqrt(width) / mean_norm
-    sums = [as_float(b).to(wide.dtype).sum(0) for b in embeddings.split(block)]
+    sums = [as_float(b).to(wide.dtype).sum(0) for b in torch.split(embeddings, block)]
     mean = torch.stack(sums).sum(0) / words
     distances = []
-    for rows, kept in zip(embeddings.split(block), real.split(block), strict=True):
+    for rows, kept in zip(torch.split(embeddings, block), torch.split(real, block), strict=True):
         if not bool(kept.any()):
             continue
         original = as_float(rows[kept])
@@ -199,7 +181,7 @@ def word_scores(
         if given is not None and given.shape != (width,):
             raise ValueError(f"{name}: shape ({width},) is needed, found {tuple(given.shape)}")
     parts = []
-    for rows in embeddings.split(block):
+    for rows in torch.split(embeddings, block):
         own = as_float(rows)
         scaled = own if gain is None else own * gain.to(own)
         bias = own.new_zeros(len(own)) if shift is None else own @ shift.to(own)
@@ -214,102 +196,3 @@ def word_scores(
         scaled_norm + bias,
         math.sqrt(width) * reached + bias,
     )
-
-
-def nearest_rows(
-    vectors: Tensor, rows: Tensor, k: int = 5, *, metric: Metric = "dot", block: int = BLOCK
-) -> Nearest:
-    """The k rows with the largest dot products with vectors, or the largest cosines.
-
-    Among rows with the same score any may come first. Rows with an entry that is not a number, and
-    by cosine rows of zeros, come last with a score of minus infinity.
-
-    Args:
-        vectors: (n, d).
-        rows: (V, d), such as embeddings.
-        k: at most V.
-        metric: "dot" or "cosine".
-        block: rows that are looked at together.
-
-    Raises:
-        ValueError: shapes do not fit, or k, metric or block is out of range.
-
-    Example:
-        >>> rows = torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 2.0]])
-        >>> nearest_rows(torch.tensor([[2.0, 1.0]]), rows, 2).indices
-        tensor([[2, 1]])
-        >>> nearest_rows(torch.tensor([[2.0, 1.0]]), rows, 2, metric="cosine").indices
-        tensor([[2, 0]])
-    """
-    vectors, rows = check_neighbours(vectors, rows)
-    if not 1 <= k <= len(rows) or block < 1:
-        raise ValueError(
-            f"k={k} and block={block}: from 1 to the {len(rows)} rows there are, and at least 1"
-        )
-    if metric not in get_args(Metric):
-        raise ValueError(f"metric {metric!r}: 'dot' or 'cosine' is needed")
-    found = []
-    for some in vectors.split(VECTORS):
-        if metric == "cosine":
-            some = some / torch.linalg.vector_norm(some, dim=1, keepdim=True)
-        best = some.new_empty(len(some), 0)
-        places = torch.empty(len(some), 0, dtype=torch.int64, device=some.device)
-        for number, part in enumerate(rows.split(block)):
-            part = part.to(some)
-            if metric == "cosine":
-                part = part / torch.linalg.vector_norm(part, dim=1, keepdim=True)
-            # NaN would come before every number.
-            scores = (some @ part.T).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-            top = scores.topk(min(k, len(part)))
-            best = torch.cat((best, top.values), 1)
-            places = torch.cat((places, top.indices + number * block), 1)
-            keep = best.topk(min(k, best.shape[1]))
-            best, places = keep.values, places.gather(1, keep.indices)
-        found.append((places, best))
-    indices, scores = (torch.cat(p) for p in zip(*found, strict=True))
-    return Nearest(indices, scores)
-
-
-def align_signs(vectors: Tensor, rows: Tensor, *, block: int = BLOCK) -> Tensor:
-    """Signs (n,) of 1 or -1 with which the largest dot product of each vector with rows is largest.
-
-    The sign of a pair of singular vectors is arbitrary; Molina's code takes for both the one with
-    which the right vector comes nearest to a word. Of equal ones it is 1.
-
-    Args:
-        vectors: (n, d).
-        rows: (V, d).
-        block: rows that are looked at together.
-
-    Raises:
-        ValueError: shapes do not fit.
-
-    Example:
-        >>> align_signs(torch.eye(2), torch.tensor([[1.0, -3.0], [2.0, 1.0]]))
-        tensor([ 1., -1.])
-    """
-    vectors, rows = check_neighbours(vectors, rows)
-    signs = []
-    for some in vectors.split(VECTORS):
-        above, below = some.new_full((2, len(some)), -math.inf)
-        for part in rows.split(block):
-            products = some @ part.to(some).T
-            above = torch.maximum(above, products.amax(1))
-            below = torch.maximum(below, -products.amin(1))
-        signs.append(torch.where(above >= below, 1.0, -1.0).to(some))
-    return torch.cat(signs)
-
-
-def check_neighbours(vectors: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The vectors in float32 at least, and the rows as they are.
-
-    Raises:
-        ValueError: they are no matrices of the same width.
-    """
-    vectors = as_matrix(vectors, "vectors", "(n, d)")
-    if rows.ndim != 2 or not rows.numel() or rows.shape[1] != vectors.shape[1]:
-        raise ValueError(
-            f"rows: shape (V, {vectors.shape[1]}) is needed for vectors {tuple(vectors.shape)}, "
-            f"found {tuple(rows.shape)}"
-        )
-    return vectors.to(torch.promote_types(vectors.dtype, rows.dtype)), rows
