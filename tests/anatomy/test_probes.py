@@ -5,6 +5,7 @@ The published procedure is done again here densely, a head at a time, on small G
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -185,12 +186,17 @@ def test_keys_are_ranked_as_the_model_ranks_them(name: str) -> None:
     """With biases, at a distance: by the logits of a sequence of the key and the query."""
     model = make(name).double()
     distance = 3
+    if find_anatomy(model).at(0).query_norm is not None:
+        with pytest.raises(AnatomyError, match="norms its queries or keys"):
+            key_words(model, PAIR, GIVEN, 0)
+        return
     found = key_words(model, PAIR, GIVEN, 0, k=VOCABULARY, distance=distance, biases=True)
     rows = word_rows(model, 0)
     query = rows.embedded[40].expand(VOCABULARY, -1)
     pairs = torch.stack((rows.embedded, query), 1)
     positions = torch.tensor([0, distance])
-    logits = attention_logits(rows.attention, pairs, positions)[:, :, 1, 0].T
+    before_cap = replace(rows.attention, softcap=None)
+    logits = attention_logits(before_cap, pairs, positions)[:, :, 1, 0].T
     scores = torch.empty_like(logits).scatter(1, found.indices[:, 1], found.scores[:, 1])
     # The scores are the logits but for what all keys share.
     apart = logits - scores
@@ -205,7 +211,9 @@ def test_values_of_all_heads_are_the_output_for_a_word_alone(name: str) -> None:
     rows = word_rows(model, 1)
     own = rows.embedded[list(KEPT.values())]
     added = attention_output(rows.attention, own[:, None])[:, 0]
-    states = normed(normed(own + added, rows.sublayer.closing), rows.stack.final_norm)
+    kept = normed(own, rows.attention.norm) if rows.sublayer.residual_is_normed else own
+    added = normed(added, rows.sublayer.after)
+    states = normed(normed(kept + added, rows.sublayer.closing), rows.stack.final_norm)
     assert torch.equal(found.indices[-1], nearest(states, rows.unembedding))
     torch.testing.assert_close(
         found.scores[-1], (states @ rows.unembedding.T).gather(1, found.indices[-1]),

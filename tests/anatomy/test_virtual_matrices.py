@@ -23,7 +23,7 @@ from geomhooks.anatomy import (
 )
 from geomhooks.errors import AnatomyError
 from geomhooks.functional import effective_rank, norm_residuals, query_key_weight, sphere_ratio
-from tests.anatomy.models import MODELS, OUTPUTS, make, recorded_logits, token_ids
+from tests.anatomy.models import MODELS, OUTPUTS, llama, make, recorded_logits, token_ids
 
 B, T = 2, 9
 
@@ -34,19 +34,20 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def logits_by_forms(attention: Attention, states: Tensor, keys: Tensor | None = None) -> Tensor:
+def logits_by_forms(attention: Attention, states: Tensor) -> Tensor:
     """(B, H, T, S), of one form, or of one for each distance where distance matters."""
     if attention.rotary is None and attention.distance is None:
-        return query_key_form_of(attention).terms(states, keys).total
+        return query_key_form_of(attention).terms(states).total
     return by_distance(attention, states)
 
 
-def by_distance(attention: Attention, states: Tensor) -> Tensor:
+def by_distance(attention: Attention, states: Tensor, whole: bool = True) -> Tensor:
     length = states.shape[1]
     logits = states.new_zeros(len(states), attention.heads, length, length)
     columns = torch.arange(length)
     for distance in range(1 - length, length):
-        total = query_key_form_of(attention, distance).terms(states).total
+        last = length - 1 if whole else None
+        total = query_key_form_of(attention, distance, last=last).terms(states).total
         at = columns[:, None] - columns == distance
         logits[..., at] = total[..., at]
     return logits
@@ -60,6 +61,10 @@ def test_terms_add_up_to_the_models_own_logits(name: str) -> None:
     attentions = find_anatomy(model).attention
     assert len(attentions) == len(logits) >= 2
     for attention, states, own in zip(attentions, hidden, logits, strict=False):
+        if attention.query_norm is not None:
+            with pytest.raises(AnatomyError, match="norms its queries or keys"):
+                query_key_form_of(attention)
+            continue
         assert_close(logits_by_forms(attention, standardised(states, attention.norm)), own)
         # Unfolded, it is a form of what the norm gives out.
         if attention.rotary is None and attention.distance is None:
@@ -95,6 +100,19 @@ def test_updates_add_up_to_the_models_own_output(name: str) -> None:
         if attention.output.bias is not None:
             whole = whole + attention.output.bias
         assert_close(whole, found[attention.block])
+
+
+def test_frequencies_that_depend_on_the_length_of_the_text() -> None:
+    angles = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    torch.manual_seed(0)
+    model = llama(max_position_embeddings=T - 3, rope_parameters=angles)
+    attention = find_anatomy(model).at(0)
+    states = 3 * torch.randn(B, T, 24)
+    own = attention_logits(attention, states)
+    normed_states = standardised(states, attention.norm)
+    assert_close(by_distance(attention, normed_states), own)
+    short = by_distance(attention, normed_states, whole=False)
+    assert (short - own).abs().max() > 1e-3 * own.abs().max()
 
 
 def with_distance(queries: Tensor, keys: Tensor) -> Tensor:

@@ -66,7 +66,12 @@ def constants_of_norm(norm: NormModule, width: int) -> NormConstants:
 
 
 def query_key_form_of(
-    attention: Attention, distance: int = 0, *, folded: bool = True, centred: bool = False
+    attention: Attention,
+    distance: int = 0,
+    *,
+    folded: bool = True,
+    centred: bool = False,
+    last: int | None = None,
 ) -> QueryKeyForm:
     """The logits of each head as a form of a query's and a key's state.
 
@@ -80,6 +85,8 @@ def query_key_form_of(
         folded: take the gain and shift of the norm into the form. Otherwise it is one of the norm's
             output, as Molina has it, and query-only and key-only terms are those of the biases.
         centred: of :func:`geomhooks.functional.fold_norm`; for LayerNorm.
+        last: position of the last token of the text, for rotary embeddings whose frequencies depend
+            on it (LongRoPE, dynamic scaling); by default the later of the two.
 
     Raises:
         AnatomyError: a norm over the entries of queries or keys stands between: no bilinear form.
@@ -100,7 +107,11 @@ def query_key_form_of(
     query = fold(attention, attention.query, folded, centred)
     key = fold(attention, attention.key, folded, centred, read_by_cross=True)
     places = torch.tensor([max(distance, 0), max(-distance, 0)], device=query.weight.device)
-    rotary = None if attention.rotary is None else attention.rotary(places)
+    rotary = None
+    if attention.rotary is not None:
+        told = places if last is None else torch.cat((places, places.new_tensor([last])))
+        every = attention.rotary(told)
+        rotary = every._replace(cos=every.cos[:2], sin=every.sin[:2])
     form = query_key_form(query, key, attention.scale, rotary)
     if attention.distance is not None:
         bias = attention.distance(places[:1], places[1:])[:, 0, 0]

@@ -60,6 +60,9 @@ def ranked_words(
 ) -> RankedWords:
     """The words that the final norm favours most and least, by each score.
 
+    Where it has no bias, as RMSNorm, all words have the same score by bias and its order says
+    nothing.
+
     Args:
         model: or what ``find_anatomy`` found of it.
         tokenizer: as :meth:`geomhooks.anatomy.Words.of` takes it.
@@ -98,8 +101,10 @@ def ranked_words(
 def embedding_distances(model: nn.Module | Anatomy, stack: str | None = None) -> SphereDistances:
     """How far the embeddings of words are from the sphere to which a norm takes them.
 
-    The norm is the one before the first block's attention, or the final one, without its affine
-    part; a LayerNorm with an epsilon of 1e-5 where there is neither.
+    The embeddings are those that come into the first block, without positions: after the norm of
+    embeddings where a model has one, as BERT does. The norm that makes the sphere is the one before
+    the first block's attention, or the final one, without its affine part; a LayerNorm with an
+    epsilon of 1e-5 where there is neither.
 
     Args:
         model: or what ``find_anatomy`` found of it.
