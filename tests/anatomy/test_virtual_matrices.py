@@ -34,20 +34,16 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def logits_by_forms(attention: Attention, states: Tensor) -> Tensor:
+def logits_by_forms(attention: Attention, states: Tensor, whole: bool = True, **how: Any) -> Tensor:
     """(B, H, T, S), of one form, or of one for each distance where distance matters."""
     if attention.rotary is None and attention.distance is None:
-        return query_key_form_of(attention).terms(states).total
-    return by_distance(attention, states)
-
-
-def by_distance(attention: Attention, states: Tensor, whole: bool = True) -> Tensor:
+        return query_key_form_of(attention, **how).terms(states).total
     length = states.shape[1]
+    last = length - 1 if whole else None
     logits = states.new_zeros(len(states), attention.heads, length, length)
     columns = torch.arange(length)
     for distance in range(1 - length, length):
-        last = length - 1 if whole else None
-        total = query_key_form_of(attention, distance, last=last).terms(states).total
+        total = query_key_form_of(attention, distance, last=last, **how).terms(states).total
         at = columns[:, None] - columns == distance
         logits[..., at] = total[..., at]
     return logits
@@ -65,14 +61,13 @@ def test_terms_add_up_to_the_models_own_logits(name: str) -> None:
             with pytest.raises(AnatomyError, match="norms its queries or keys"):
                 query_key_form_of(attention)
             continue
-        assert_close(logits_by_forms(attention, standardised(states, attention.norm)), own)
-        # Unfolded, it is a form of what the norm gives out.
-        if attention.rotary is None and attention.distance is None:
-            form = query_key_form_of(attention, folded=False)
-            assert_close(form.terms(normed(states, attention.norm)).total, own)
+        before = standardised(states, attention.norm)
+        assert_close(logits_by_forms(attention, before), own)
         if attention.norm is not None and attention.norm.centred:
-            form = query_key_form_of(attention, centred=True)
-            assert_close(form.terms(standardised(states, attention.norm)).total, own)
+            assert_close(logits_by_forms(attention, before, centred=True), own)
+        # Unfolded, it is a form of what the norm gives out.
+        after = normed(states, attention.norm)
+        assert_close(logits_by_forms(attention, after, folded=False), own)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -109,9 +104,9 @@ def test_frequencies_that_depend_on_the_length_of_the_text() -> None:
     attention = find_anatomy(model).at(0)
     states = 3 * torch.randn(B, T, 24)
     own = attention_logits(attention, states)
-    normed_states = standardised(states, attention.norm)
-    assert_close(by_distance(attention, normed_states), own)
-    short = by_distance(attention, normed_states, whole=False)
+    before = standardised(states, attention.norm)
+    assert_close(logits_by_forms(attention, before), own)
+    short = logits_by_forms(attention, before, whole=False)
     assert (short - own).abs().max() > 1e-3 * own.abs().max()
 
 
