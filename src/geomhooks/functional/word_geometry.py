@@ -25,7 +25,7 @@ __all__ = [
     "word_scores",
 ]
 
-BLOCK = 8192
+BLOCK = 1024
 """rows of embeddings at a time"""
 
 
