@@ -14,6 +14,7 @@ from geomhooks.anatomy import (
     BlockParts,
     attention_output,
     block_output,
+    capped,
     find_anatomy,
     mlp_output,
     normed,
@@ -110,7 +111,7 @@ def test_what_is_around_the_blocks(name: str) -> None:
     last = normed(found[stack.blocks[-1].name][1], stack.final_norm)
     if "logits" in out:
         assert anatomy.unembedding is not None
-        assert_close(anatomy.unembedding(last), out.logits)
+        assert_close(capped(anatomy.unembedding(last), anatomy.softcap), out.logits)
     else:
         assert_close(last, out.last_hidden_state)
 
