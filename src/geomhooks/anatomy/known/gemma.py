@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from geomhooks.anatomy.describing import Around, Block
 from geomhooks.anatomy.families import Family
 from geomhooks.anatomy.known.llama import gated, grouped, window_of_layer
 from geomhooks.anatomy.parts import Attention, BlockParts, Embeddings, Sublayer
 from geomhooks.errors import AnatomyError
+from geomhooks.functional.query_key import Rotary
 
 __all__ = ["FAMILIES", "gemma", "gemma2", "gemma3"]
 
@@ -49,11 +53,19 @@ def gemma3(block: Block) -> BlockParts:
             causal=not both,
             # Told to look both ways, its windows reach less far than those of other families.
             window=config.sliding_window if kind == "sliding_attention" else None,
-            rotary=block.rotary(layer_type=kind),
+            rotary=rotary_of_kind(block, kind),
             query_norm=block.norm("self_attn.q_norm"),
             key_norm=block.norm("self_attn.k_norm"),
         ),
     )
+
+
+def rotary_of_kind(block: Block, kind: str) -> Callable[[Tensor], Rotary]:
+    """Of one module that has both, or, before transformers 5, of one of two modules."""
+    apart = any(name.endswith("rotary_emb_local") for name, _ in block.model.named_modules())
+    if not apart:
+        return block.rotary(layer_type=kind)
+    return block.rotary(name="rotary_emb_local" if kind == "sliding_attention" else "rotary_emb")
 
 
 def sandwiched(block: Block, attention: Attention) -> BlockParts:
@@ -76,8 +88,8 @@ def check_direction(block: Block) -> None:
     if getattr(block.config, "use_bidirectional_attention", False):
         raise AnatomyError(
             f"{type(block.model).__name__} has use_bidirectional_attention, which some "
-            "implementations of its attention heed and others do not; set config.is_causal = False "
-            "instead"
+            "implementations of its attention heed and others do not; set it to False and, where "
+            "tokens see what comes after them, config.is_causal = False"
         )
 
 
