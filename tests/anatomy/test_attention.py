@@ -6,12 +6,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geomhooks.anatomy import Family, families, find_anatomy, query_key_parts, register
+from geomhooks.anatomy import (
+    Family,
+    attention_mask,
+    capped,
+    families,
+    find_anatomy,
+    query_key_parts,
+    register,
+)
 from geomhooks.anatomy.families import _registered
 from geomhooks.anatomy.known.llama import llama
 from geomhooks.errors import AnatomyError
 from geomhooks.functional import query_key_logits, repeat_heads
-from tests.anatomy.models import MODELS, bert, gpt2, make, recorded_logits, token_ids
+from tests.anatomy.models import MODELS, OUTPUTS, bert, gpt2, make, recorded_logits, token_ids
 from tests.anatomy.models import llama as make_llama
 
 B, T = 3, 11
@@ -49,12 +57,14 @@ def test_logits(name: str) -> None:
         assert key.shape == (5, B, attention.key_heads, T, query.shape[-1])
         split = query_key_logits(query, key, attention.scale)
         assert split.shape == (5, 5, B, attention.heads, T, T)
-        assert_close(split.sum((0, 1)), own)
+        total = split.sum((0, 1))
+        if attention.distance is not None:
+            total = total + attention.distance(torch.arange(T), torch.arange(T))
+        assert_close(total, own)
         assert (split[:4, :4].flatten(2).abs().amax(-1) > 0).all()
 
-        masked = split.sum((0, 1))
-        if attention.causal:
-            masked = masked.masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(), -torch.inf)
+        masked = capped(total, attention.softcap)
+        masked = masked.masked_fill(~attention_mask(attention, T), -torch.inf)
         torch.testing.assert_close(masked.softmax(-1), shares, rtol=1e-3, atol=1e-5)
 
 
@@ -68,9 +78,9 @@ def test_output(name: str) -> None:
     def keep(module: nn.Module, args: object, found: Tensor | tuple[Tensor, ...]) -> None:
         outputs.append(found if isinstance(found, Tensor) else found[0])
 
-    modules = [attention.module for attention in anatomy.attention]
-    if MODELS[name][0] == "bert":  # its module adds and norms too: look before that
-        modules = [module.get_submodule("output.dense") for module in modules]
+    # The last projection, as a module may add and norm too.
+    path = OUTPUTS[MODELS[name][0]]["attention"]
+    modules = [block.module.get_submodule(path) for block in anatomy.blocks]
     handles = [module.register_forward_hook(keep) for module in modules]
     hidden, probabilities, _ = run(name, model, input_ids=token_ids(B, T))
     for handle in handles:

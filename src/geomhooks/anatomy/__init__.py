@@ -44,6 +44,7 @@ from geomhooks.anatomy.rebuilding import (
     attention_mask,
     attention_output,
     block_output,
+    capped,
     mlp_output,
     normed,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "attention_parts",
     "bias_words",
     "block_output",
+    "capped",
     "constants_of_norm",
     "embedding_distances",
     "families",

@@ -1,5 +1,6 @@
 """Pure functions of finished tensors; they know neither modules nor statistics."""
 
+from geomhooks.functional.alibi import alibi, alibi_slopes
 from geomhooks.functional.alignment import (
     PosBasis,
     WeightAlignment,
@@ -146,6 +147,8 @@ __all__ = [
     "ValueOutputMap",
     "WeightAlignment",
     "WordScores",
+    "alibi",
+    "alibi_slopes",
     "align_signs",
     "between_groups",
     "concentration",

@@ -103,19 +103,17 @@ class Attention(Statistic):
     def __init__(
         self, geometry: Geometry | str, fraction: float = 1.0, positions: int | None = None
     ) -> None:
-        from geomhooks.snapshot import Geometry
-
         if positions is not None and (not isinstance(positions, int) or positions < 1):
             raise ValueError(f"Attention(positions={positions!r}): a positive integer is needed")
         self.fraction = check_fraction(fraction, "Attention(fraction")
         self.positions = positions
         self.laws = (LAWS if fraction == 1 else OF_A_SAMPLE) - {"generation"}
         self._known: dict[str, tuple[Tensor, Tensor]] | None = None
-        if isinstance(geometry, Geometry):
+        if isinstance(geometry, str):
+            self.geometry = geometry
+        elif hasattr(geometry, "sites"):  # what a geometry is stands above what statistics are
             self._known = mean_and_pos(geometry)
             self.geometry = digest(self._known)
-        elif isinstance(geometry, str):
-            self.geometry = geometry
         else:
             raise ValueError(
                 f"Attention(geometry={type(geometry).__name__}): a geometry with pos_ctx is "
