@@ -37,6 +37,21 @@ def bert(**changes: Any) -> nn.Module:
     return BertModel(BertConfig(attn_implementation="eager", **(options | COMMON | changes)))
 
 
+def roberta(**changes: Any) -> nn.Module:
+    from transformers import RobertaConfig, RobertaModel
+
+    options = {"num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
+    return RobertaModel(RobertaConfig(attn_implementation="eager", **(options | COMMON | changes)))
+
+
+def distilbert(**changes: Any) -> nn.Module:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    options = {"n_layers": 2, "n_heads": 3, "hidden_dim": 32, "dim": 24, "vocab_size": VOCABULARY,
+               "max_position_embeddings": 32} | changes  # fmt: skip
+    return DistilBertModel(DistilBertConfig(attn_implementation="eager", **options))
+
+
 def opt(**changes: Any) -> nn.Module:
     from transformers import OPTConfig, OPTModel
 
@@ -54,6 +69,13 @@ MODELS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "llama, wide heads": ("llama", lambda: llama(head_dim=10)),
     "bert": ("bert", bert),
     "bert, causal": ("bert", lambda: bert(is_decoder=True)),
+    "roberta": ("roberta", roberta),
+    "roberta, causal": ("roberta", lambda: roberta(is_decoder=True, pad_token_id=0)),
+    "distilbert": ("distilbert", distilbert),
+    "distilbert, sinusoidal": (
+        "distilbert",
+        lambda: distilbert(sinusoidal_pos_embds=True, n_heads=4, activation="relu"),
+    ),
     "opt": ("opt", opt),
     "opt, norm after": ("opt", lambda: opt(do_layer_norm_before=False)),
     "opt, without biases": ("opt", lambda: opt(enable_bias=False)),
@@ -64,6 +86,8 @@ OUTPUTS = {
     "gpt2": {"attention": "attn.c_proj", "mlp": "mlp.c_proj"},
     "llama": {"attention": "self_attn.o_proj", "mlp": "mlp.down_proj"},
     "bert": {"attention": "attention.output.dense", "mlp": "output.dense"},
+    "roberta": {"attention": "attention.output.dense", "mlp": "output.dense"},
+    "distilbert": {"attention": "attention.out_lin", "mlp": "ffn.lin2"},
     "opt": {"attention": "self_attn.out_proj", "mlp": "fc2"},
 }
 

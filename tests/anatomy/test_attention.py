@@ -11,7 +11,7 @@ from geomhooks.anatomy.families import _registered
 from geomhooks.anatomy.known.llama import llama
 from geomhooks.errors import AnatomyError
 from geomhooks.functional import query_key_logits, repeat_heads
-from tests.anatomy.models import MODELS, bert, gpt2, make, recorded_logits, token_ids
+from tests.anatomy.models import MODELS, OUTPUTS, bert, gpt2, make, recorded_logits, token_ids
 from tests.anatomy.models import llama as make_llama
 
 B, T = 3, 11
@@ -68,9 +68,9 @@ def test_output(name: str) -> None:
     def keep(module: nn.Module, args: object, found: Tensor | tuple[Tensor, ...]) -> None:
         outputs.append(found if isinstance(found, Tensor) else found[0])
 
-    modules = [attention.module for attention in anatomy.attention]
-    if MODELS[name][0] == "bert":  # its module adds and norms too: look before that
-        modules = [module.get_submodule("output.dense") for module in modules]
+    # The last projection, as a module may add and norm too.
+    path = OUTPUTS[MODELS[name][0]]["attention"]
+    modules = [block.module.get_submodule(path) for block in anatomy.blocks]
     handles = [module.register_forward_hook(keep) for module in modules]
     hidden, probabilities, _ = run(name, model, input_ids=token_ids(B, T))
     for handle in handles:

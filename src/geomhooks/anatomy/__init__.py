@@ -18,6 +18,7 @@ from geomhooks.anatomy.families import (
     find_anatomy,
     register,
 )
+from geomhooks.anatomy.known.torch_layers import torch_family
 from geomhooks.anatomy.logits import SplitLogits, attention_parts
 from geomhooks.anatomy.parts import (
     MLP,
@@ -68,4 +69,5 @@ __all__ = [
     "query_key_of",
     "query_key_parts",
     "register",
+    "torch_family",
 ]

@@ -1,8 +1,16 @@
 """The families that are known, a file for those that are alike."""
 
 from geomhooks.anatomy.families import Family
-from geomhooks.anatomy.known import bert, gpt, llama
+from geomhooks.anatomy.known import bart, bert, gpt, llama, t5, torch_layers, vit
 
 __all__ = ["FAMILIES"]
 
-FAMILIES: tuple[Family, ...] = (*gpt.FAMILIES, *llama.FAMILIES, *bert.FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *gpt.FAMILIES,
+    *llama.FAMILIES,
+    *bert.FAMILIES,
+    *t5.FAMILIES,
+    *bart.FAMILIES,
+    *vit.FAMILIES,
+    *torch_layers.FAMILIES,
+)
