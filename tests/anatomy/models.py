@@ -96,13 +96,18 @@ def make(name: str, seed: int = 0) -> nn.Module:
     """The model, with biases and gains that a mistake would show in."""
     torch.manual_seed(seed)
     model = MODELS[name][1]().eval()
+    vary(model)
+    return model
+
+
+def vary(model: nn.Module) -> None:
+    """Give a model weights of some size, and biases and gains that a mistake would show in."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.5 * torch.randn_like(parameter))
             else:
                 parameter.mul_(0.3 / parameter.std())
-    return model
 
 
 def token_ids(batch: int, length: int, seed: int = 0) -> Tensor:

@@ -178,7 +178,7 @@ class Block:
             scale: what products of query and key are multiplied by, 1 / sqrt(k) by default.
             norm: path from the block to the norm before attention, or None where there is none.
             rotary: of :meth:`rotary`, or None.
-            causal: a token sees those before it and itself only.
+            causal: a token sees those before it and itself only, but for cross-attention.
             further: what else :class:`Attention` has, by name.
 
         Raises:
@@ -208,7 +208,7 @@ class Block:
             heads,
             key_heads,
             (query.weight.shape[1] // heads) ** -0.5 if scale is None else float(scale),
-            causal,
+            causal and not further.get("cross", False),
             None if norm is None else self.norm(norm),
             rotary,
             apart(query, heads),

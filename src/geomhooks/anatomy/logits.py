@@ -86,9 +86,8 @@ def attention_parts(
     """
     anatomy = find_anatomy(model)
     attention = anatomy.at(layer)
-    stated = (
-        None if attention.check is not None else read_rows(inputs, prefix_of(anatomy, attention))
-    )
+    by_call = attention.check is not None
+    stated = None if by_call else read_rows(inputs, prefix_of(anatomy, attention))
     found: list[SplitLogits] = []
 
     def split(hidden: Tensor, arguments: Mapping[str, Any]) -> None:
@@ -96,7 +95,7 @@ def attention_parts(
             attention.check(arguments)
             hidden, rows = rows_of_call(attention, hidden, arguments)
         else:
-            rows = rows_of_columns(hidden) if stated is None else stated
+            rows = rows_of_features(inputs, hidden) if stated is None else stated
         parts, known = parts_at(attention, geometry, hidden, rows)
         query, key = query_key_parts(attention, parts, rows.positions.to(hidden.device))
         logits = query_key_logits(query, key, attention.scale)
@@ -136,10 +135,6 @@ def read_rows(inputs: Mapping[str, Any], prefix: str = "") -> Rows | None:
     tokens = inputs.get(ids)
     tokens = inputs.get(embeds) if tokens is None else tokens
     if tokens is None and not prefix and any(inputs.get(name) is not None for name in FEATURES):
-        if inputs.get(mask_name) is not None:
-            raise TokensError(
-                f"{mask_name}: of pixels and sounds all is taken as real; leave the mask out"
-            )
         return None
     if not isinstance(tokens, Tensor) or tokens.ndim < 2:
         raise TokensError(f"{ids} (B, T) or {embeds} (B, T, d) are needed, found {sorted(inputs)}")
@@ -174,6 +169,21 @@ def rows_of_columns(hidden: Tensor, real: Tensor | None = None) -> Rows:
     if real is None:
         real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
     return Rows(torch.arange(hidden.shape[1], device=hidden.device).expand(real.shape), real)
+
+
+def rows_of_features(inputs: Mapping[str, Any], hidden: Tensor) -> Rows:
+    """Of hidden states (B, T, d) of pixels or sounds.
+
+    Raises:
+        TokensError: a mask is not that of the hidden states.
+    """
+    mask, shape = inputs.get("attention_mask"), tuple(hidden.shape[:2])
+    if mask is not None and tuple(mask.shape) != shape:
+        raise TokensError(
+            f"attention_mask: {shape}, as the hidden states of pixels or sounds have it, is "
+            f"needed, found {tuple(mask.shape)}; leave it out where all is real"
+        )
+    return rows_of_columns(hidden, None if mask is None else mask.to(hidden.device).bool())
 
 
 def rows_of_call(

@@ -88,7 +88,6 @@ def torch_layer(block: Block, causal: bool) -> BlockParts:
             block,
             "multihead_attn",
             norms[1] if before else None,
-            causal=False,
             site="",
             cross=True,
         )
