@@ -12,10 +12,12 @@ What the job is says ``job.py``, who does it ``rivals.py`` and ``collectors.py``
   this drowns in noise, so what a peer takes in hooks and after the forward, where a clock can be
   put around it, is given as a share of the bare forward too.
 
-A peer that is not installed, or fails, has the reason in its row.
+A peer that is not installed, or fails, has the reason in its row. What other programs do at the
+same time changes no peak of memory, but every time: the two can be measured one after the other,
+into the same file.
 
     python benchmarks/peers.py [--models NAME...] [--peers NAME...] [--contexts 16 64 256]
-                               [--rounds 5] [--quick]
+                               [--rounds 5] [--only memory|time] [--quick]
     python benchmarks/peers.py --table
 
 writes ``benchmarks/results/peers-cpu.json`` (or ``--out``); ``--table`` prints it as Markdown.
@@ -32,6 +34,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +83,30 @@ def main() -> None:
     if arguments.alone:
         print(json.dumps(alone(arguments.alone, arguments.folder, arguments.contexts)))
         return
-    rows, wrong = [], []
+    rows, wrong = earlier(arguments), []
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             save(name, max(arguments.contexts), Path(folder))
             found = compare(Path(folder), arguments)
         for row in found:
-            row = {"model": name, **row}
-            rows.append(row)
-            wrong += complaints(row)
-            print(show_row(row), flush=True)
-        write(rows, arguments)
+            key = name, row["peer"]
+            rows[key] = {"model": name, **rows.get(key, {}), **row}
+            wrong += complaints(rows[key])
+            print(show_row(rows[key]), flush=True)
+        write(list(rows.values()), arguments)
     print(f"written to {arguments.out}")
     if wrong:
         raise SystemExit("\n".join(wrong))
+
+
+def earlier(arguments: argparse.Namespace) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of the file, where one of memory and time is measured and the other is there."""
+    if arguments.only is None or not arguments.out.exists():
+        return {}
+    result = json.loads(arguments.out.read_text())
+    if result["contexts"] != arguments.contexts:
+        raise SystemExit(f"{arguments.out} is of {result['contexts']} contexts: give the same")
+    return {(row["model"], row["peer"]): row for row in result["rows"]}
 
 
 def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -113,6 +127,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--contexts", nargs="+", type=int, default=[16, 64, 256])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=["memory", "time"], help="and keep the rest of the file")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one round: does it run")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the last result as Markdown")
@@ -131,28 +146,46 @@ def parse() -> argparse.Namespace:
 def compare(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each peer."""
     model, ids = load(folder)
-    contexts = arguments.contexts
+    rows = {name: {"peer": name} for name in arguments.peers}
+    if arguments.only != "time":
+        measure_memory(model, ids, folder, arguments.contexts, rows)
+    if arguments.only == "memory":
+        return list(rows.values())
+    ready: list[tuple[dict[str, Any], Peer]] = []
+    for name, row in rows.items():
+        if "failed" in row:
+            continue
+        with noting_failure(row):
+            PEERS[name].prepare(model)
+            ready.append((row, PEERS[name](twin(model), BATCH * (1 + arguments.rounds), folder)))
+    measure_time(model, ids[:BATCH], ready, arguments.rounds)
+    return list(rows.values())
+
+
+def measure_memory(
+    model: Any, ids: Tensor, folder: Path, contexts: list[int], rows: dict[str, dict[str, Any]]
+) -> None:
+    """Fill in what peers hold, and how far their answers are from the definitions."""
     reference = Reference(twin(model), len(ids), folder)
     for batch in ids[: checked(contexts)].split(BATCH):
         reference.forward(batch)
     expected = reference.numbers()
     del reference
     base = in_fresh_process(Bare.name, folder, contexts)
-    rows: list[dict[str, Any]] = []
-    ready: list[tuple[dict[str, Any], Peer]] = []
-    for name in arguments.peers:
-        row: dict[str, Any] = {"peer": name}
-        rows.append(row)
-        try:
+    for name, row in rows.items():
+        with noting_failure(row):
             found = in_fresh_process(name, folder, contexts)
             row |= {"errors": errors(Numbers(**torch.load(folder / FOUND)), expected)}
             row |= memory(found, base)
-            PEERS[name].prepare(model)
-            ready.append((row, PEERS[name](twin(model), BATCH * (1 + arguments.rounds), folder)))
-        except Exception as error:  # whatever goes wrong in other people's tools is the finding
-            row["failed"] = str(error) or type(error).__name__
-    measure_time(model, ids[:BATCH], ready, arguments.rounds)
-    return rows
+
+
+@contextmanager
+def noting_failure(row: dict[str, Any]) -> Iterator[None]:
+    """Whatever goes wrong in other people's tools is the finding."""
+    try:
+        yield
+    except Exception as error:
+        row["failed"] = str(error) or type(error).__name__
 
 
 def checked(contexts: list[int]) -> int:
@@ -268,9 +301,6 @@ def measure_time(
         row |= {"bare_seconds": round(base, 4), "ratio": round(median, 4)}
         row["quartiles"] = [round(low, 4), round(high, 4)]
         row["outside"] = round(statistics.median(outside[peer.name]), 4)
-        for mark in row["memory"]:
-            finish = mark["finish_seconds"] / (base * mark["contexts"] / BATCH)
-            mark["ratio"] = round(median + finish, 4)
 
 
 def mib(number: float) -> float:

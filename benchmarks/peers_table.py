@@ -12,11 +12,13 @@ def show_row(row: dict[str, Any]) -> str:
     line = f"{row['model']:18s} {row['peer']:22s} "
     if "failed" in row:
         return line + "failed: " + row["failed"]
-    low, high = row["quartiles"]
-    line += f"ratio {row['ratio']:.3f} [{low:.3f}, {high:.3f}]  outside {percent(row['outside'])}  "
-    for mark in row["memory"]:
+    if "ratio" in row:
+        low, high = row["quartiles"]
+        line += f"ratio {row['ratio']:.3f} [{low:.3f}, {high:.3f}]  "
+        line += f"outside {percent(row['outside'])}  "
+    for mark in row.get("memory", ()):
         line += f"{mark['contexts']}: {mark['forwards_mib']:.0f}, {mark['whole_mib']:.0f} MiB  "
-    return line + "errors " + " ".join(f"{n} {e:.0e}" for n, e in row["errors"].items())
+    return line + " ".join(f"{name} {error:.0e}" for name, error in row.get("errors", {}).items())
 
 
 def table(result: dict[str, Any]) -> str:
@@ -32,7 +34,7 @@ def table(result: dict[str, Any]) -> str:
         took = "" if bare is None else f" A bare forward took {bare:.2f} s."
         lines += ["", f"**{model}**, {result['batch']} contexts of 256 tokens a forward.{took}", ""]
         lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        lines += [f"| {' | '.join(cells(row, len(head)))} |" for row in rows]
+        lines += [f"| {' | '.join(cells(row, result['batch'], len(head)))} |" for row in rows]
     return "\n".join(lines)
 
 
@@ -46,12 +48,16 @@ def where(environment: dict[str, Any], rounds: int) -> str:
     )
 
 
-def cells(row: dict[str, Any], number: int) -> list[str]:
+def cells(row: dict[str, Any], batch: int, number: int) -> list[str]:
     """The cells of one peer."""
     if "failed" in row:
         return [row["peer"], f"failed: {row['failed']}", *[""] * (number - 2)]
     low, high = row["quartiles"]
-    whole = [f"{mark['ratio']:.3f}" for mark in row["memory"]]
+    forwards = [row["bare_seconds"] * mark["contexts"] / batch for mark in row["memory"]]
+    whole = [
+        f"{row['ratio'] + mark['finish_seconds'] / seconds:.3f}"
+        for mark, seconds in zip(row["memory"], forwards, strict=True)
+    ]
     held = [f"{mark['forwards_mib']:.0f} ({mark['whole_mib']:.0f})" for mark in row["memory"]]
     ratio = f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})"
     state = f"{row['state_mib']:.0f}" if "state_mib" in row else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from copy import deepcopy
 from functools import cache
@@ -64,7 +65,10 @@ def smollm() -> tuple[nn.Module, Any]:
         unfinished = Path(tempfile.mkdtemp(dir=copy.parent))
         plain.save_pretrained(unfinished)
         AutoTokenizer.from_pretrained(packed, gguf_file=SMOLLM_FILE).save_pretrained(unfinished)
-        unfinished.rename(copy)
+        try:
+            unfinished.rename(copy)
+        except OSError:  # another process was as quick
+            shutil.rmtree(unfinished)
     tokenizer = AutoTokenizer.from_pretrained(copy)
     return AutoModelForCausalLM.from_pretrained(copy, dtype=torch.float32).eval(), tokenizer
 

@@ -30,6 +30,52 @@ def llama(**changes: Any) -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(attn_implementation="eager", **options))
 
 
+def decoder(kind: str, text: str = "", **changes: Any) -> nn.Module:
+    """Of a class ``<kind>ForCausalLM``, whose config is a ``<kind><text>Config``."""
+    import transformers
+
+    options = {"num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32,
+               "pad_token_id": 0} | COMMON | changes  # fmt: skip
+    config = getattr(transformers, f"{kind}{text}Config")
+    model: nn.Module = getattr(transformers, f"{kind}ForCausalLM")(
+        config(attn_implementation="eager", **options)
+    )
+    return model
+
+
+def gpt_neox(**changes: Any) -> nn.Module:
+    return decoder("GPTNeoX", **changes)
+
+
+def bloom(**changes: Any) -> nn.Module:
+    return decoder("Bloom", **changes)
+
+
+def grouped(kind: str, **changes: Any) -> nn.Module:
+    """Three query heads share each of two key heads."""
+    return decoder(kind, **{"num_attention_heads": 6, "num_key_value_heads": 2, **changes})
+
+
+def gemma(kind: str = "Gemma", text: str = "", **changes: Any) -> nn.Module:
+    """Heads wider than d / H; every other block of those with windows has one."""
+    told = {"num_key_value_heads": 1, "head_dim": 10, "attention_bias": True}
+    if kind != "Gemma":
+        windows = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+        told |= {"query_pre_attn_scalar": 7, "attn_logit_softcapping": 6.0, **windows}
+    return decoder(kind, text, **(told | changes))
+
+
+def gemma3(**changes: Any) -> nn.Module:
+    return gemma("Gemma3", "Text", **changes)
+
+
+WINDOWS = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "factor": 4.0,
+    "short_factor": [1.0, 1.5], "long_factor": [2.0, 5.0], "original_max_position_embeddings": 8,
+}  # fmt: skip
+
+
 def bert(**changes: Any) -> nn.Module:
     from transformers import BertConfig, BertModel
 
@@ -67,6 +113,70 @@ MODELS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "llama": ("llama", llama),
     "llama, one key head": ("llama", lambda: llama(num_key_value_heads=1, attention_bias=False)),
     "llama, wide heads": ("llama", lambda: llama(head_dim=10)),
+    "llama, both ways": ("llama", lambda: llama(is_causal=False)),
+    "gpt_neox": ("gpt_neox", gpt_neox),
+    "gpt_neox, one after the other": ("gpt_neox", lambda: gpt_neox(use_parallel_residual=False)),
+    "gpt_neox, without biases": (
+        "gpt_neox",
+        lambda: gpt_neox(attention_bias=False, rotary_pct=0.5, tie_word_embeddings=True),
+    ),
+    "bloom": ("bloom", bloom),
+    "bloom, adding to normed states": (
+        "bloom",
+        lambda: bloom(apply_residual_connection_post_layernorm=True),
+    ),
+    "bloom, heads of no power of two": (
+        "bloom",
+        lambda: bloom(num_attention_heads=6, tie_word_embeddings=False),
+    ),
+    "mistral": ("mistral", lambda: grouped("Mistral", sliding_window=None)),
+    "mistral, window": ("mistral", lambda: grouped("Mistral", sliding_window=4, head_dim=10)),
+    "mistral, both ways": (
+        "mistral",
+        lambda: grouped("Mistral", sliding_window=4, is_causal=False),
+    ),
+    "qwen2": ("qwen2", lambda: grouped("Qwen2")),
+    "qwen2, windows, tied": (
+        "qwen2",
+        lambda: grouped("Qwen2", tie_word_embeddings=True, **WINDOWS),
+    ),
+    "qwen3": ("qwen3", lambda: grouped("Qwen3", head_dim=10)),
+    "qwen3, windows, biases": (
+        "qwen3",
+        lambda: grouped("Qwen3", head_dim=4, attention_bias=True, **WINDOWS),
+    ),
+    "phi3": ("phi3", lambda: decoder("Phi3")),
+    "phi3, window": (
+        "phi3",
+        lambda: grouped("Phi3", sliding_window=4, hidden_size=48, partial_rotary_factor=0.5),
+    ),
+    "phi3, long": ("phi3", lambda: decoder("Phi3", rope_parameters=dict(LONG))),
+    "gemma": ("gemma", gemma),
+    "gemma, grouped": ("gemma", lambda: grouped("Gemma", head_dim=4, tie_word_embeddings=False)),
+    "gemma2": ("gemma2", lambda: gemma("Gemma2")),
+    "gemma2, not capped": (
+        "gemma2",
+        lambda: gemma(
+            "Gemma2",
+            attn_logit_softcapping=None,
+            final_logit_softcapping=None,
+            attention_bias=False,
+            sliding_window=7,
+        ),
+    ),
+    "gemma3": ("gemma3_text", lambda: gemma3(final_logit_softcapping=9.0)),
+    "gemma3, more blocks": (
+        "gemma3_text",
+        lambda: gemma3(
+            num_hidden_layers=3,
+            layer_types=None,
+            sliding_window_pattern=3,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            attention_bias=False,
+        ),
+    ),
+    "gemma3, both ways": ("gemma3_text", lambda: gemma3(use_bidirectional_attention=True)),
     "bert": ("bert", bert),
     "bert, causal": ("bert", lambda: bert(is_decoder=True)),
     "roberta": ("roberta", roberta),
@@ -85,6 +195,12 @@ MODELS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
 OUTPUTS = {
     "gpt2": {"attention": "attn.c_proj", "mlp": "mlp.c_proj"},
     "llama": {"attention": "self_attn.o_proj", "mlp": "mlp.down_proj"},
+    "gpt_neox": {"attention": "attention.dense", "mlp": "mlp.dense_4h_to_h"},
+    "bloom": {"attention": "self_attention.dense", "mlp": "mlp.dense_4h_to_h"},
+    **{
+        family: {"attention": "self_attn.o_proj", "mlp": "mlp.down_proj"}
+        for family in ("mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3_text")
+    },
     "bert": {"attention": "attention.output.dense", "mlp": "output.dense"},
     "roberta": {"attention": "attention.output.dense", "mlp": "output.dense"},
     "distilbert": {"attention": "attention.out_lin", "mlp": "ffn.lin2"},
@@ -118,8 +234,18 @@ def token_ids(batch: int, length: int, seed: int = 0) -> Tensor:
 
 @contextmanager
 def recorded_logits(family: str) -> Iterator[list[Tensor]]:
-    """The logits, before the mask, of every call of the family's own eager attention."""
-    source = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    """The logits, before cap and mask, of every call of the family's own eager attention."""
+    folder = family.removesuffix("_text")
+    source = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
+    with pytest.MonkeyPatch.context() as patch:
+        if family == "bloom":
+            yield record_bloom(source, patch)
+        else:
+            yield record_eager(source, patch)
+
+
+def record_eager(source: Any, patch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Of a family whose eager attention is a function."""
     own = source.eager_attention_forward
     logits: list[Tensor] = []
 
@@ -130,6 +256,20 @@ def recorded_logits(family: str) -> Iterator[list[Tensor]]:
         logits.append(query @ repeated.mT * scaling)
         return own(module, query, key, *args, **kwargs)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "eager_attention_forward", record)
-        yield logits
+    patch.setattr(source, "eager_attention_forward", record)
+    return logits
+
+
+def record_bloom(source: Any, patch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Of BLOOM, which has them with what ALiBi adds, but for the same at all keys of a query."""
+    own = torch.Tensor.baddbmm
+    logits: list[Tensor] = []
+
+    def record(alibi: Tensor, **kwargs: Any) -> Tensor:
+        found = own(alibi, **kwargs)
+        heads = len((alibi[:, 0, 1] - alibi[:, 0, 0]).unique())  # each has a slope of its own
+        logits.append((found - alibi.mT).unflatten(0, (-1, heads)))
+        return found
+
+    patch.setattr(torch.Tensor, "baddbmm", record)
+    return logits

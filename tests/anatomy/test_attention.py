@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geomhooks.anatomy import Family, families, find_anatomy, query_key_parts, register
+from geomhooks.anatomy import (
+    Family,
+    attention_mask,
+    capped,
+    families,
+    find_anatomy,
+    query_key_parts,
+    register,
+)
 from geomhooks.anatomy.families import _registered
 from geomhooks.anatomy.known.llama import llama
 from geomhooks.errors import AnatomyError
@@ -49,12 +57,14 @@ def test_logits(name: str) -> None:
         assert key.shape == (5, B, attention.key_heads, T, query.shape[-1])
         split = query_key_logits(query, key, attention.scale)
         assert split.shape == (5, 5, B, attention.heads, T, T)
-        assert_close(split.sum((0, 1)), own)
+        total = split.sum((0, 1))
+        if attention.distance is not None:
+            total = total + attention.distance(torch.arange(T), torch.arange(T))
+        assert_close(total, own)
         assert (split[:4, :4].flatten(2).abs().amax(-1) > 0).all()
 
-        masked = split.sum((0, 1))
-        if attention.causal:
-            masked = masked.masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(), -torch.inf)
+        masked = capped(total, attention.softcap)
+        masked = masked.masked_fill(~attention_mask(attention, T), -torch.inf)
         torch.testing.assert_close(masked.softmax(-1), shares, rtol=1e-3, atol=1e-5)
 
 

@@ -14,13 +14,14 @@ from geomhooks.anatomy import (
     BlockParts,
     attention_output,
     block_output,
+    capped,
     find_anatomy,
     mlp_output,
     normed,
 )
 from geomhooks.errors import AnatomyError
 from geomhooks.sites import find_tensor
-from tests.anatomy.models import MODELS, OUTPUTS, bert, gpt2, make, token_ids
+from tests.anatomy.models import MODELS, OUTPUTS, bert, gemma, gpt2, gpt_neox, make, token_ids
 
 B, T = 3, 11
 
@@ -110,9 +111,41 @@ def test_what_is_around_the_blocks(name: str) -> None:
     last = normed(found[stack.blocks[-1].name][1], stack.final_norm)
     if "logits" in out:
         assert anatomy.unembedding is not None
-        assert_close(anatomy.unembedding(last), out.logits)
+        assert_close(capped(anatomy.unembedding(last), anatomy.softcap), out.logits)
     else:
         assert_close(last, out.last_hidden_state)
+
+
+def test_scaled_embeddings_are_rounded_as_in_the_model() -> None:
+    """The square root of 24 is 4.899; in bfloat16 it is 4.906."""
+    model = make("gemma").bfloat16()
+    ids, stack = token_ids(B, T), find_anatomy(model).stack()
+    around = stack.embeddings
+    assert around is not None
+    assert around.tokens is not None
+    assert around.scale == 4.90625
+    with torch.no_grad(), recorded({"0": stack.blocks[0].module}) as found:
+        model(input_ids=ids)
+    assert torch.equal(around.scale * around.tokens[ids], found["0"][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "tied", "cap"),
+    [
+        ("gemma2", True, 30.0),
+        ("gemma2, not capped", True, None),
+        ("gemma, grouped", False, None),
+        ("qwen2", False, None),
+        ("qwen2, windows, tied", True, None),
+    ],
+)
+def test_head(name: str, tied: bool, cap: float | None) -> None:
+    anatomy = find_anatomy(make(name))
+    assert (anatomy.tied, anatomy.softcap) == (tied, cap)
+
+
+def test_a_model_without_a_head() -> None:
+    assert find_anatomy(make("gemma2").get_decoder()).softcap is None
 
 
 def test_errors() -> None:
@@ -124,4 +157,11 @@ def test_errors() -> None:
     model = bert()
     model.embeddings.LayerNorm = nn.Identity()
     with pytest.raises(AnatomyError, match=r"embeddings.LayerNorm is a Identity, which is no"):
+        find_anatomy(model)
+    model = gpt_neox()
+    model.gpt_neox.rotary_emb = None
+    with pytest.raises(AnatomyError, match=r"has 0 modules called rotary_emb; one is needed"):
+        find_anatomy(model)
+    model = gemma(use_bidirectional_attention=True)
+    with pytest.raises(AnatomyError, match=r"has use_bidirectional_attention.*is_causal = False"):
         find_anatomy(model)

@@ -49,7 +49,7 @@ def test_peers(benchmarks: Path, tmp_path: Path) -> None:
         assert row["outside"] > 0, name
         assert [mark["contexts"] for mark in row["memory"]] == [16], name
         assert row["memory"][0]["whole_mib"] >= row["memory"][0]["forwards_mib"], name
-        assert row["memory"][0]["ratio"] > row["ratio"], name
+        assert row["memory"][0]["finish_seconds"] > 0, name
     lines = table(result).splitlines()
     assert "| nnsight | failed: ImportError: no nnsight here |  |  |  |  |  |" in lines
     assert sum(line.startswith(f"| {name} |") for name in names for line in lines) == 3

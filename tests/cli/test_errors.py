@@ -42,7 +42,7 @@ def fails(result: Outcome, code: int, *parts: str) -> None:
         (["--documents", "pages"], ["--documents", "paragraphs"]),
         (["--statistics", "pos_ctx,spheer"], ["spheer", "pos_ctx", "sphere"]),
         (["--statistics", ","], ["--statistics"]),
-        (["--statistics", "group_means"], ["group_means", "label", "watch.tokens(groups=...)"]),
+        (["--statistics", "group_means"], ["group_means", "--text", "watch.tokens(groups=...)"]),
         (["--statistics", "attention"], ["attention", "first pass", "gh.Attention(geometry)"]),
         (["--sites", "encoder.layer.*.atention"], ["atention", "attention"]),
         (["--sites", ""], ["--sites"]),

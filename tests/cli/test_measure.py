@@ -100,6 +100,31 @@ def test_several_texts_and_json_lines(cli, bert: Path, tmp_path: Path):
     scalars_equal(gh.load("several.safetensors"), gh.load("lines.safetensors"), 1e-6)
 
 
+def test_texts_are_the_groups(cli, bert: Path, tmp_path: Path):
+    """Each text a group, by its name; their means are those of runs over one text each."""
+    (tmp_path / "x").mkdir()
+    for name, words in (("a.txt", "cat sat"), ("b.txt", "dog ran far"), ("x/b.txt", "the mat")):
+        Path(name).write_text("\n\n".join([words, f"{words} {words}"]))
+    texts, common = ("a.txt", "b.txt", "x/b.txt"), ("--sites", "blocks", "--max-length", 16)
+    several = cli(
+        *("measure", bert, "--text", *texts, *common),
+        *("--statistics", "group_means,pos_ctx", "--out", "all.safetensors"),
+    )
+    assert several.code == 0, several.err
+    geometry = gh.load("all.safetensors")
+    site = geometry.sites[-1]
+    found = geometry[site].group_means
+    assert list(found.named) == ["a.txt", "b.txt (1)", "b.txt (2)"]
+    assert "similarity" in geometry[site].pos_ctx
+    for number, text in enumerate(texts):
+        out = f"{number}.safetensors"
+        single = ("--statistics", "covariance", "--out", out)
+        assert cli("measure", bert, "--text", text, *common, *single).code == 0
+        alone = gh.load(out)[site].covariance
+        torch.testing.assert_close(found.mean[number], alone.mean)
+        assert int(found.count[number]) == int(alone.count)
+
+
 def test_batch_size_does_not_matter(cli, bert: Path, text: Path):
     for size in (1, 7, 64):
         result = cli("measure", bert, "--text", text, "--batch-size", size, "--out", f"{size}.st")

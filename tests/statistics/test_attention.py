@@ -57,8 +57,12 @@ def dense(model: nn.Module, geometry: gh.Geometry, batches: list[dict[str, Tenso
     return np.stack([np.cov(head, bias=True) for head in heads])
 
 
+NAMES = ("gpt2", "llama", "bert", "opt", "gpt_neox", "bloom", "mistral, window",
+         "qwen3, windows, biases", "gemma2", "gemma3", "gemma3, both ways")  # fmt: skip
+
+
 @pytest.mark.parametrize("within", [True, False])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "opt"])
+@pytest.mark.parametrize("name", NAMES)
 def test_streamed_shares(name: str, within: bool) -> None:
     model = make(name)
     batches = [batch(seed) for seed in range(3)]
@@ -82,6 +86,26 @@ def test_streamed_shares(name: str, within: bool) -> None:
         if within:
             assert float(result.mean_shares.pos_resid) == pytest.approx(float(mean[1, 3]))
         np.testing.assert_allclose(1 - found.alone.sum((1, 2)), found.cross)
+
+
+@pytest.mark.parametrize("name", ["bloom", "mistral, window", "gemma3"])
+def test_padding_on_the_left(name: str) -> None:
+    """Windows and biases are of the distance between tokens, wherever in the row these stand."""
+    model, right = make(name), batch(0)
+    lengths = right["attention_mask"].sum(1).tolist()
+    left = {
+        kind: torch.stack([row.roll(T - n) for row, n in zip(rows, lengths, strict=True)])
+        for kind, rows in right.items()
+    }
+    geometry = measure(model, [right, {"input_ids": token_ids(B, T, 1)}])
+    found, other = (measure(model, [one], gh.Attention(geometry)) for one in (right, left))
+    for attention in find_anatomy(model).attention:
+        expected, moved = found[attention.block].attention, other[attention.block].attention
+        assert int(moved.pairs) == int(expected.pairs)
+        torch.testing.assert_close(moved.variance, expected.variance, rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            moved.all_logits.variance, expected.all_logits.variance, rtol=1e-4, atol=0
+        )
 
 
 def test_a_model_that_knows_positions_only() -> None:

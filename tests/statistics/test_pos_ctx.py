@@ -62,6 +62,26 @@ def test_pure_noise_stays_under_the_floor_and_a_planted_direction_comes_out() ->
     assert int((values > planted.singular_value_floor).sum()) == 1
 
 
+def test_the_correction_takes_the_noise_out_of_the_shares() -> None:
+    """Planted: ten contexts, whose residuals make the plain share of pos twice what it is."""
+    C, T, d = 10, 24, 600
+    truth = {"pos": 0.08, "ctx": 0.12, "resid": 0.8}
+    h = (
+        truth["pos"] ** 0.5 * randn(1, T, d, seed=5)
+        + truth["ctx"] ** 0.5 * randn(C, 1, d, seed=6)
+        + truth["resid"] ** 0.5 * randn(C, T, d, seed=7)
+    )
+    found = measure(h, positions=T)
+    for name, share in truth.items():
+        assert float(found.corrected_shares[name]) == pytest.approx(share, rel=0.04), name
+    wrong = {name: float(found.shares[name]) / share - 1 for name, share in truth.items()}
+    assert wrong["pos"] > 0.8
+    assert wrong["ctx"] > 0.1
+    assert wrong["resid"] < -0.1
+    noise = float(found.noise_shares.pos)
+    assert float(found.shares.pos) - noise == pytest.approx(truth["pos"], rel=0.1)
+
+
 def test_standard_error_is_the_spread_over_repeated_samples() -> None:
     """Ragged contexts; 200 samples of the same design and truth, with new noise."""
     rng = np.random.default_rng(0)

@@ -36,6 +36,7 @@ from geomhooks.anatomy.rebuilding import (
     attention_mask,
     attention_output,
     block_output,
+    capped,
     mlp_output,
     normed,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "attention_output",
     "attention_parts",
     "block_output",
+    "capped",
     "families",
     "find_anatomy",
     "freeze",

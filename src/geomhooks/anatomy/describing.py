@@ -123,26 +123,38 @@ class Block:
         """
         return read_norm(self.find(path), f"{self.name}.{path}")
 
-    def rotary(self, interleaved: bool = False) -> Callable[[Tensor], Rotary]:
+    @property
+    def causal(self) -> bool:
+        """Tokens see the past alone, as in a decoder whose ``config.is_causal`` is not False."""
+        return bool(getattr(self.config, "is_causal", True))
+
+    def rotary(
+        self, interleaved: bool = False, layer_type: str | None = None, name: str = "rotary_emb"
+    ) -> Callable[[Tensor], Rotary]:
         """The rotary embedding of the model, from the module that gives cosines and sines.
+
+        Args:
+            interleaved: it turns pairs of neighbours, and not of entries half its width apart.
+            layer_type: what a module that has several bases chooses one by.
+            name: of the module, wherever in the model it is.
 
         Raises:
             AnatomyError: the model has none, or several.
         """
-        found = [m for n, m in self.model.named_modules() if n.rpartition(".")[2] == "rotary_emb"]
+        found = [m for n, m in self.model.named_modules() if n.rpartition(".")[2] == name]
         if len(found) != 1:
             raise AnatomyError(
-                f"{type(self.model).__name__} has {len(found)} modules called rotary_emb; one is "
-                "needed"
+                f"{type(self.model).__name__} has {len(found)} modules called {name}; one is needed"
             )
         module = found[0]
+        told = {} if layer_type is None else {"layer_type": layer_type}
         like = unwrap_transforms(next(self.module.parameters()), self.name).detach()
 
         def angles(positions: Tensor) -> Rotary:
             rows = positions if positions.ndim > 1 else positions[None]
             # forward() itself, not the module's call: nobody's hooks are to notice.
             with torch.no_grad():
-                cos, sin = module.forward(like, rows.to(like.device))
+                cos, sin = module.forward(like, rows.to(like.device), **told)
             shape = (*positions.shape, cos.shape[-1])
             return Rotary(cos.expand(*rows.shape, -1).reshape(shape),
                           sin.expand(*rows.shape, -1).reshape(shape), interleaved)  # fmt: skip
@@ -162,7 +174,7 @@ class Block:
         scale: float | None = None,
         norm: str | None = None,
         rotary: Callable[[Tensor], Rotary] | None = None,
-        causal: bool = True,
+        causal: bool | None = None,
         **further: Any,
     ) -> Attention:
         """Put together what was found, heads apart.
@@ -178,7 +190,8 @@ class Block:
             scale: what products of query and key are multiplied by, 1 / sqrt(k) by default.
             norm: path from the block to the norm before attention, or None where there is none.
             rotary: of :meth:`rotary`, or None.
-            causal: a token sees those before it and itself only, but for cross-attention.
+            causal: a token sees those before it and itself only, by default :attr:`causal`; in
+                cross-attention it sees all.
             further: what else :class:`Attention` has, by name.
 
         Raises:
@@ -208,7 +221,7 @@ class Block:
             heads,
             key_heads,
             (query.weight.shape[1] // heads) ** -0.5 if scale is None else float(scale),
-            causal and not further.get("cross", False),
+            (self.causal if causal is None else causal) and not further.get("cross", False),
             None if norm is None else self.norm(norm),
             rotary,
             apart(query, heads),

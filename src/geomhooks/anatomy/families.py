@@ -108,12 +108,14 @@ class Anatomy:
         unembedding: from the last hidden state to logits of the next token, or None where the model
             has no such head, or one that is more than a projection.
         tied: the unembedding is the embedding of the tokens.
+        softcap: c where the head's logits l become c tanh(l / c), else None.
     """
 
     family: Family
     stacks: dict[str, Stack]
     unembedding: Linear | None
     tied: bool
+    softcap: float | None = None
 
     def stack(self, name: str | None = None) -> Stack:
         """A stack by its name, or the only one.
@@ -208,7 +210,9 @@ def find_anatomy(model: nn.Module, family: Family | str | None = None) -> Anatom
             None if family.embeddings is None else family.embeddings(around),
             find_final_norm(family, around),
         )
-    return Anatomy(family, stacks, *find_unembedding(model, family))
+    unembedding, tied = find_unembedding(model, family)
+    cap = getattr(getattr(model, "config", None), "final_logit_softcapping", None)
+    return Anatomy(family, stacks, unembedding, tied, None if unembedding is None else cap)
 
 
 def find_final_norm(family: Family, around: Around) -> NormModule | None:

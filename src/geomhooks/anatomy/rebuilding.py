@@ -19,6 +19,7 @@ __all__ = [
     "attention_mask",
     "attention_output",
     "block_output",
+    "capped",
     "mlp_output",
     "normed",
 ]
@@ -32,6 +33,11 @@ def normed(states: Tensor, norm: NormModule | None) -> Tensor:
     centred = states - states.mean(-1, keepdim=True) if norm.centred else states
     length = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
     return centred / length * gain.to(states) + bias.to(states)
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Logits as they are after a soft cap, or as they are where there is none."""
+    return logits if cap is None else cap * (logits / cap).tanh()
 
 
 def attention_logits(
@@ -67,8 +73,7 @@ def attention_logits(
     logits = query_key_logits(query, key, attention.scale).sum((0, 1))
     if attention.distance is not None:
         logits = logits + attention.distance(positions, other).to(logits)
-    cap = attention.softcap
-    return logits if cap is None else cap * (logits / cap).tanh()
+    return capped(logits, attention.softcap)
 
 
 def attention_mask(attention: Attention, length: int, real: Tensor | None = None) -> Tensor:

@@ -210,7 +210,7 @@ def measure(
         measuring.check_writable(out)
         checkpoint = measuring.checkpoint_of(out, ranks)
         _check_earlier_runs(out, ranks, resume=resume, overwrite=overwrite)
-        _check_names(statistics, sites)
+        _check_names(statistics, sites, [path.name for path in text])
         sources = [measuring.TextFile.open(path, documents, field) for path in text]
         reader = _load(
             model,
@@ -374,12 +374,12 @@ def _names(commas: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in commas.split(",") if name.strip())
 
 
-def _check_names(statistics: str, sites: str) -> None:
+def _check_names(statistics: str, sites: str, texts: list[str]) -> None:
     for option, names in {"--statistics": statistics, "--sites": sites}.items():
         if not _names(names):
             raise typer.BadParameter(f"{option} is empty; name one or more, commas between")
     try:
-        measuring.statistics_named(_names(statistics))
+        measuring.statistics_named(_names(statistics), texts)
     except ValueError as error:
         raise typer.BadParameter(f"--statistics: {error}") from error
 

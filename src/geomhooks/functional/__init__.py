@@ -1,5 +1,6 @@
 """Pure functions of finished tensors; they know neither modules nor statistics."""
 
+from geomhooks.functional.alibi import alibi, alibi_slopes
 from geomhooks.functional.alignment import (
     PosBasis,
     WeightAlignment,
@@ -101,6 +102,8 @@ __all__ = [
     "ScreeNOT",
     "Similarity",
     "WeightAlignment",
+    "alibi",
+    "alibi_slopes",
     "between_groups",
     "concentration",
     "condition_number",

@@ -50,6 +50,7 @@ class Batch(NamedTuple):
         input_ids: (B, T).
         attention_mask: (B, T).
         contexts: (B,) ids.
+        sources: (B,) numbers of the texts that they are of.
         tokens: how many entries are no padding.
         after: how far the text has been read once this batch is done.
         done: the same as a length, in the unit of :attr:`Source.size`.
@@ -58,6 +59,7 @@ class Batch(NamedTuple):
     input_ids: Tensor
     attention_mask: Tensor
     contexts: Tensor
+    sources: Tensor
     tokens: int
     after: Cursor
     done: float
@@ -134,4 +136,5 @@ def _pad(contexts: Sequence[_Context], pad: int, after: Cursor, done: float) -> 
     input_ids = torch.full(mask.shape, pad)
     input_ids[mask] = torch.tensor([i for context in contexts for i in context.token_ids])
     identities = torch.tensor([context.identity for context in contexts])
-    return Batch(input_ids, mask.long(), identities, int(lengths.sum()), after, done)
+    sources = torch.tensor([context.after.source for context in contexts])
+    return Batch(input_ids, mask.long(), identities, sources, int(lengths.sum()), after, done)

@@ -23,7 +23,7 @@ from geomhooks.measuring.errors import (
 from geomhooks.measuring.models import Reader
 from geomhooks.measuring.outputs import save
 from geomhooks.measuring.ranks import Ranks
-from geomhooks.measuring.settings import Settings, check_same, statistics_named
+from geomhooks.measuring.settings import GROUPED, Settings, check_same, statistics_named
 from geomhooks.measuring.texts import Source
 
 __all__ = ["Progress", "Run", "Stopped", "is_out_of_memory"]
@@ -92,7 +92,10 @@ class Run:
             reader.model,
             sites=settings.sites[0] if len(settings.sites) == 1 else list(settings.sites),
             statistics=statistics_named(
-                settings.statistics, contexts=settings.contexts, positions=reader.length
+                settings.statistics,
+                [source.name for source in sources],
+                contexts=settings.contexts,
+                positions=reader.length,
             ),
         )
 
@@ -188,7 +191,11 @@ class Run:
 
     def _forward(self, batch: Batch, device: torch.device) -> None:
         try:
-            with self.watch.tokens(contexts=batch.contexts.to(device)):
+            # A group is known by its text's number, so only where the statistic has their names:
+            # runs over other texts then cannot be merged by mistake.
+            grouped = GROUPED in self.settings.statistics
+            groups = batch.sources.to(device) if grouped else None
+            with self.watch.tokens(contexts=batch.contexts.to(device), groups=groups):
                 self.reader.model(
                     input_ids=batch.input_ids.to(device),
                     attention_mask=batch.attention_mask.to(device),

@@ -11,11 +11,11 @@ from typing import Any
 import geomhooks as gh
 from geomhooks.measuring.errors import ResumeError
 
-__all__ = ["Settings", "check_same", "statistics_named"]
+__all__ = ["GROUPED", "Settings", "check_same", "statistics_named"]
 
 
-LABELLED = (gh.GroupMeans,)  # statistics that need to be told more than the text
-SECOND_PASS = (gh.Attention,)
+GROUPED = gh.GroupMeans.name  # whose groups are the texts
+SECOND_PASS = (gh.Attention,)  # statistics that need to be told more than the text
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,21 @@ class Settings:
     gguf_file: str | None = None
 
 
-def statistics_named(names: Sequence[str], **options: Any) -> list[gh.Statistic]:
-    """Statistics by name, each with those of the options that it has."""
+def statistics_named(
+    names: Sequence[str], texts: Sequence[str] | None = None, **options: Any
+) -> list[gh.Statistic]:
+    """Statistics by name, each with those of the options that it has.
+
+    Args:
+        names: of the statistics.
+        texts: names of the texts, each of which is a group of contexts; None where they are not
+            known yet.
+        options: arguments of the statistics.
+
+    Raises:
+        ValueError: a name is not known, such a statistic needs to be told more, or groups are to
+            be compared and there is one.
+    """
     known = gh.statistics.REGISTRY
     for name in names:
         if name not in known:
@@ -56,16 +69,27 @@ def statistics_named(names: Sequence[str], **options: Any) -> list[gh.Statistic]
                 f"{name} needs the geometry of a first pass over the text; in Python give it by "
                 "gh.Attention(geometry)"
             )
-        if known[name] in LABELLED:
-            raise ValueError(
-                f"{name} needs a group label for each context or token, and texts have none; in "
-                "Python give them by watch.tokens(groups=...)"
-            )
-    built = []
+    if GROUPED in names and texts is not None and len(texts) < 2:
+        raise ValueError(
+            f"{GROUPED} compares groups of contexts, and each text is one; give several by --text, "
+            "or in Python labels by watch.tokens(groups=...)"
+        )
+    built: list[gh.Statistic] = []
     for name in names:
+        if name == GROUPED and texts is not None:
+            built.append(gh.GroupMeans(names=_different(texts)))
+            continue
         takes = signature(known[name]).parameters
         built.append(known[name](**{key: options[key] for key in options if key in takes}))
     return built
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    """Names as results may have them: those that occur more than once are numbered."""
+    return [
+        f"{name} ({names[: place + 1].count(name)})" if names.count(name) > 1 else name
+        for place, name in enumerate(names)
+    ]
 
 
 def check_same(path: Path, notes: dict[str, Any], settings: Settings) -> None:

@@ -55,9 +55,11 @@ class Attention(Statistic):
     keys that are not at hand, so its tokens are left out; contexts cut into several forwards are as
     many contexts.
 
-    Taken at blocks (``sites="blocks"``) of models that :mod:`geomhooks.anatomy` knows. All 25 parts
-    of all logits are made, a few million at a time: several times the cost of the forward, which
-    ``fraction`` brings down.
+    Taken at blocks (``sites="blocks"``) of models that :mod:`geomhooks.anatomy` knows, of
+    encoder-decoders at those of both, where it is of the self-attention. torch's own layers get
+    their masks with each call, and a call whose mask is another than
+    :func:`geomhooks.anatomy.torch_family` says is refused. All 25 parts of all logits are made, a
+    few million at a time: several times the cost of the forward, which ``fraction`` brings down.
 
     Args:
         geometry: with ``pos_ctx`` at the blocks of this model. A file knows it by its digest, a
@@ -103,19 +105,17 @@ class Attention(Statistic):
     def __init__(
         self, geometry: Geometry | str, fraction: float = 1.0, positions: int | None = None
     ) -> None:
-        from geomhooks.snapshot import Geometry
-
         if positions is not None and (not isinstance(positions, int) or positions < 1):
             raise ValueError(f"Attention(positions={positions!r}): a positive integer is needed")
         self.fraction = check_fraction(fraction, "Attention(fraction")
         self.positions = positions
         self.laws = (LAWS if fraction == 1 else OF_A_SAMPLE) - {"generation"}
         self._known: dict[str, tuple[Tensor, Tensor]] | None = None
-        if isinstance(geometry, Geometry):
+        if isinstance(geometry, str):
+            self.geometry = geometry
+        elif hasattr(geometry, "sites"):  # what a geometry is stands above what statistics are
             self._known = mean_and_pos(geometry)
             self.geometry = digest(self._known)
-        elif isinstance(geometry, str):
-            self.geometry = geometry
         else:
             raise ValueError(
                 f"Attention(geometry={type(geometry).__name__}): a geometry with pos_ctx is "

@@ -1,12 +1,15 @@
-"""Decoders with learned positions and a LayerNorm before each sublayer: GPT-2, OPT."""
+"""Decoders with a LayerNorm before each sublayer: GPT-2, OPT, GPT-NeoX, BLOOM."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from geomhooks.anatomy.describing import Around, Block
 from geomhooks.anatomy.families import Family
 from geomhooks.anatomy.parts import BlockParts, Embeddings, Sublayer
+from geomhooks.functional.alibi import alibi, alibi_slopes
 
-__all__ = ["FAMILIES", "gpt2", "opt"]
+__all__ = ["FAMILIES", "bloom", "gpt2", "gpt_neox", "opt"]
 
 
 def gpt2(block: Block) -> BlockParts:
@@ -77,7 +80,76 @@ def opt_embeddings(around: Around) -> Embeddings:
     return Embeddings(tokens, around.table("embed_positions"), offset=2)
 
 
+def gpt_neox(block: Block) -> BlockParts:
+    """Query, key and value of each head side by side; both sublayers may read the same state."""
+    heads = block.config.num_attention_heads
+    query, key, value = block.linear("attention.query_key_value").deal(heads, 3)
+    return block.parts(
+        block.attention(
+            "attention",
+            query=query,
+            key=key,
+            value=value,
+            output=block.linear("attention.dense"),
+            heads=heads,
+            norm="input_layernorm",
+            rotary=block.rotary(),
+        ),
+        block.mlp(
+            "mlp",
+            up=block.linear("mlp.dense_h_to_4h"),
+            down=block.linear("mlp.dense_4h_to_h"),
+            activation=block.function("mlp.act"),
+            norm="post_attention_layernorm",
+        ),
+        parallel=block.config.use_parallel_residual,
+    )
+
+
+def gpt_neox_embeddings(around: Around) -> Embeddings:
+    """Of tokens alone."""
+    return Embeddings(around.table("embed_in"))
+
+
+def bloom(block: Block) -> BlockParts:
+    """Biases of distance; sublayers may be added to what they read instead of the state.
+
+    The model adds slope times the position of the key, which to softmax is the same.
+    """
+    heads = block.config.num_attention_heads
+    query, key, value = block.linear("self_attention.query_key_value").deal(heads, 3)
+    attention = block.attention(
+        "self_attention",
+        query=query,
+        key=key,
+        value=value,
+        output=block.linear("self_attention.dense"),
+        heads=heads,
+        norm="input_layernorm",
+        distance=partial(alibi, alibi_slopes(heads, query.weight.device)),
+    )
+    mlp = block.mlp(
+        "mlp",
+        up=block.linear("mlp.dense_h_to_4h"),
+        down=block.linear("mlp.dense_4h_to_h"),
+        activation=block.function("mlp.gelu_impl"),
+        norm="post_attention_layernorm",
+    )
+    normed = block.config.apply_residual_connection_post_layernorm
+    return block.parts(
+        Sublayer(attention, residual_is_normed=normed), Sublayer(mlp, residual_is_normed=normed)
+    )
+
+
+def bloom_embeddings(around: Around) -> Embeddings:
+    """Of tokens, normed."""
+    norm = around.norm("word_embeddings_layernorm")
+    return Embeddings(around.table("word_embeddings"), norm=norm)
+
+
 FAMILIES = (
     Family("gpt2", gpt2, gpt2_embeddings, "ln_f"),
     Family("opt", opt, opt_embeddings, "final_layer_norm"),
+    Family("gpt_neox", gpt_neox, gpt_neox_embeddings, "final_layer_norm"),
+    Family("bloom", bloom, bloom_embeddings, "ln_f"),
 )
