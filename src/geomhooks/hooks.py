@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from geomhooks.caches import cache_of
 from geomhooks.calls import OPENING
 from geomhooks.compiled import close_compiled, make_ticket, open_compiled, read_compiled
-from geomhooks.openers import Opener
+from geomhooks.openers import Opener, parameters_of
 from geomhooks.plan import SitePlan
 from geomhooks.sites import describe_type, find_tensor
 
@@ -182,6 +182,11 @@ class _Read(Hook):
         self.site = site
         self.wants_input = site.wants_input
 
+    @property
+    def looks_at_calls(self) -> bool:
+        """Whether a call that is made now is one that counts, or will be."""
+        return not is_recorded() and (torch.compiler.is_compiling() or self.counts)
+
     def show(self, out: Any, into: Any) -> None:
         """Pick the hidden states out of what a module takes and returns, and pass them on."""
         if is_recorded():
@@ -212,8 +217,16 @@ class ReadInput(_Read):
 class ReadOutput(_Read):
     """After a module whose output is a site."""
 
+    def __init__(self, watch: Router, site: SitePlan) -> None:
+        super().__init__(watch, site)
+        attention = None if site.attention is None else site.attention.latest
+        self.check = None if attention is None else attention.check
+        self.parameters = () if self.check is None else parameters_of(site.place.module)
+
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forward hook."""
+        if self.check is not None and self.looks_at_calls:
+            self.check(by_name(self.parameters, args, kwargs))
         self.show(output, (*args, kwargs) if self.wants_input else None)
 
 

@@ -113,6 +113,7 @@ class Shortcut:
         """A tensor is of the kind that this way was opened for."""
         return (
             type(tensor) is Tensor
+            and not tensor.is_nested
             and tensor.dtype is self.dtype
             and tensor.is_cpu
             and tensor.is_contiguous()

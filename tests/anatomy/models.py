@@ -83,6 +83,21 @@ def bert(**changes: Any) -> nn.Module:
     return BertModel(BertConfig(attn_implementation="eager", **(options | COMMON | changes)))
 
 
+def roberta(**changes: Any) -> nn.Module:
+    from transformers import RobertaConfig, RobertaModel
+
+    options = {"num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
+    return RobertaModel(RobertaConfig(attn_implementation="eager", **(options | COMMON | changes)))
+
+
+def distilbert(**changes: Any) -> nn.Module:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    options = {"n_layers": 2, "n_heads": 3, "hidden_dim": 32, "dim": 24, "vocab_size": VOCABULARY,
+               "max_position_embeddings": 32} | changes  # fmt: skip
+    return DistilBertModel(DistilBertConfig(attn_implementation="eager", **options))
+
+
 def opt(**changes: Any) -> nn.Module:
     from transformers import OPTConfig, OPTModel
 
@@ -164,6 +179,13 @@ MODELS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "gemma3, both ways": ("gemma3_text", lambda: gemma3(use_bidirectional_attention=True)),
     "bert": ("bert", bert),
     "bert, causal": ("bert", lambda: bert(is_decoder=True)),
+    "roberta": ("roberta", roberta),
+    "roberta, causal": ("roberta", lambda: roberta(is_decoder=True, pad_token_id=0)),
+    "distilbert": ("distilbert", distilbert),
+    "distilbert, sinusoidal": (
+        "distilbert",
+        lambda: distilbert(sinusoidal_pos_embds=True, n_heads=4, activation="relu"),
+    ),
     "opt": ("opt", opt),
     "opt, norm after": ("opt", lambda: opt(do_layer_norm_before=False)),
     "opt, without biases": ("opt", lambda: opt(enable_bias=False)),
@@ -180,6 +202,8 @@ OUTPUTS = {
         for family in ("mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3_text")
     },
     "bert": {"attention": "attention.output.dense", "mlp": "output.dense"},
+    "roberta": {"attention": "attention.output.dense", "mlp": "output.dense"},
+    "distilbert": {"attention": "attention.out_lin", "mlp": "ffn.lin2"},
     "opt": {"attention": "self_attn.out_proj", "mlp": "fc2"},
 }
 
@@ -188,13 +212,18 @@ def make(name: str, seed: int = 0) -> nn.Module:
     """The model, with biases and gains that a mistake would show in."""
     torch.manual_seed(seed)
     model = MODELS[name][1]().eval()
+    vary(model)
+    return model
+
+
+def vary(model: nn.Module) -> None:
+    """Give a model weights of some size, and biases and gains that a mistake would show in."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.5 * torch.randn_like(parameter))
             else:
                 parameter.mul_(0.3 / parameter.std())
-    return model
 
 
 def token_ids(batch: int, length: int, seed: int = 0) -> Tensor:

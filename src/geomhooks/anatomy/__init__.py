@@ -18,6 +18,7 @@ from geomhooks.anatomy.families import (
     find_anatomy,
     register,
 )
+from geomhooks.anatomy.known.torch_layers import torch_family
 from geomhooks.anatomy.logits import SplitLogits, attention_parts
 from geomhooks.anatomy.parts import (
     MLP,
@@ -115,6 +116,7 @@ __all__ = [
     "single_tokens",
     "singular_words",
     "standardised",
+    "torch_family",
     "value_output_of",
     "value_words",
     "word_rows",

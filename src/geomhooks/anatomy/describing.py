@@ -190,7 +190,8 @@ class Block:
             scale: what products of query and key are multiplied by, 1 / sqrt(k) by default.
             norm: path from the block to the norm before attention, or None where there is none.
             rotary: of :meth:`rotary`, or None.
-            causal: a token sees those before it and itself only; by default :attr:`causal`.
+            causal: a token sees those before it and itself only, by default :attr:`causal`; in
+                cross-attention it sees all.
             further: what else :class:`Attention` has, by name.
 
         Raises:
@@ -220,7 +221,7 @@ class Block:
             heads,
             key_heads,
             (query.weight.shape[1] // heads) ** -0.5 if scale is None else float(scale),
-            self.causal if causal is None else causal,
+            (self.causal if causal is None else causal) and not further.get("cross", False),
             None if norm is None else self.norm(norm),
             rotary,
             apart(query, heads),

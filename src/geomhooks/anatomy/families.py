@@ -39,7 +39,11 @@ class Family:
         block: describes the parts of a :class:`Block`.
         embeddings: describes what comes into the first block of a stack, from what is
             :class:`Around` it; None where that was not described.
-        final_norm: path of the norm after the last block, as :meth:`Around.find` takes it, or None.
+        final_norm: path of the norm after the last block, as :meth:`Around.find` takes it; or a
+            function that finds it in what is around a stack; or None.
+        head: makes of the model and the projection that it names as its head what gives the logits,
+            or None where that is more than a projection. By default it is that projection.
+        blocks: classes of blocks by which a model is known that does not say its family itself.
 
     Example:
         Most families are described by the names of their modules:
@@ -72,7 +76,9 @@ class Family:
     name: str
     block: Callable[[Block], BlockParts]
     embeddings: Callable[[Around], Embeddings] | None = None
-    final_norm: str | None = None
+    final_norm: str | Callable[[Around], NormModule | None] | None = None
+    head: Callable[[nn.Module, Linear], Linear | None] | None = None
+    blocks: tuple[type[nn.Module], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,8 @@ def find_anatomy(model: nn.Module, family: Family | str | None = None) -> Anatom
 
     Args:
         model: of Hugging Face or of torch, wrapped or not, with a head or without.
-        family: as what to take it, by default what its ``config.model_type`` says.
+        family: as what to take it, by default what its ``config.model_type`` says, or else the
+            class of its blocks.
 
     Raises:
         AnatomyError: the family is not known, or the model is made otherwise.
@@ -197,20 +204,27 @@ def find_anatomy(model: nn.Module, family: Family | str | None = None) -> Anatom
     stacks = {}
     for name in dict.fromkeys(block.stack for block in blocks):
         around = Around(name, model, getattr(model, "config", None))
-        after = None if family.final_norm is None else around.has(family.final_norm)
         stacks[name] = Stack(
             name,
             tuple(family.block(block) for block in blocks if block.stack == name),
             None if family.embeddings is None else family.embeddings(around),
-            None if after is None else around.norm(str(family.final_norm)),
+            find_final_norm(family, around),
         )
-    unembedding, tied = find_unembedding(model)
+    unembedding, tied = find_unembedding(model, family)
     cap = getattr(getattr(model, "config", None), "final_logit_softcapping", None)
     return Anatomy(family, stacks, unembedding, tied, None if unembedding is None else cap)
 
 
-def find_unembedding(model: nn.Module) -> tuple[Linear | None, bool]:
-    """The projection to logits that the model names, and whether it is that of the tokens."""
+def find_final_norm(family: Family, around: Around) -> NormModule | None:
+    """The norm after the last block of a stack, or None where there is none."""
+    told = family.final_norm
+    if callable(told):
+        return told(around)
+    return None if told is None or around.has(told) is None else around.norm(told)
+
+
+def find_unembedding(model: nn.Module, family: Family) -> tuple[Linear | None, bool]:
+    """The projection to logits, and whether it is that of the tokens."""
 
     def named(what: str) -> nn.Module | None:
         try:
@@ -224,7 +238,8 @@ def find_unembedding(model: nn.Module) -> tuple[Linear | None, bool]:
         return None, False
     found, weight = linear(head, "the head"), getattr(tokens, "weight", None)
     tied = isinstance(weight, Tensor) and weight.data_ptr() == found.weight.data_ptr()
-    return found, tied
+    whole = found if family.head is None else family.head(model, found)
+    return whole, tied and whole is not None
 
 
 def find_blocks(
@@ -254,7 +269,7 @@ def known_family(model: nn.Module, config: Any, name: str | None) -> Family:
     Raises:
         AnatomyError: there is none.
     """
-    kind, said = type(model).__name__, getattr(config, "model_type", None)
+    kind, said, given = type(model).__name__, getattr(config, "model_type", None), name is not None
     if name is None and isinstance(said, str):
         name = said
     known = _built_in() | _registered
@@ -262,6 +277,11 @@ def known_family(model: nn.Module, config: Any, name: str | None) -> Family:
     for one in bases if name is None else [name]:
         if one in known:
             return known[one]
+    if not given:
+        blocks = [block for stack in find_stacks(model).values() for _, block in stack]
+        for family in known.values():
+            if blocks and all(isinstance(block, family.blocks) for block in blocks):
+                return family
     what = "has no config.model_type" if name is None else f"is of the family {name!r}"
     raise AnatomyError(
         f"{kind} {what}; known are {', '.join(families())}. Describe another in a few lines, as "

@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from geomhooks.anatomy.families import find_anatomy
+from geomhooks.anatomy.families import Anatomy, find_anatomy
 from geomhooks.anatomy.parts import Attention
 from geomhooks.anatomy.query_key import query_key_parts
 from geomhooks.anatomy.rebuilding import attention_mask
+from geomhooks.calls import FEATURES, read_plain_call
 from geomhooks.errors import HookError, SiteError, TokensError
 from geomhooks.functional.query_key import query_key_logits, split_states
 from geomhooks.functional.shapes import as_float
+from geomhooks.hooks import by_name
+from geomhooks.openers import parameters_of
 from geomhooks.sites import find_tensor, unwrap
 from geomhooks.snapshot import Geometry
 
@@ -51,7 +54,10 @@ def attention_parts(
     """Run a prompt and split the logits of one block's attention by the parts of its input.
 
     mean and pos are the geometry's; ctx of each row is the mean of what they leave of its tokens,
-    and resid is the rest. :func:`geomhooks.anatomy.find_anatomy` says for which models.
+    and resid is the rest. :func:`geomhooks.anatomy.find_anatomy` says for which models. Of an
+    encoder-decoder it is the self-attention of either stack; the decoder's tokens are those of
+    ``decoder_input_ids``. Pixels and sounds have the positions of columns, and so have the tokens
+    of torch's own layers, which get their masks by the call of the layer.
 
     Args:
         model: that the geometry was measured on.
@@ -78,11 +84,18 @@ def attention_parts(
         >>> split.logits.shape
         torch.Size([5, 5, 1, 2, 6, 6])
     """
-    attention = find_anatomy(model).at(layer)
-    rows = read_rows(inputs)
+    anatomy = find_anatomy(model)
+    attention = anatomy.at(layer)
+    by_call = attention.check is not None
+    stated = None if by_call else read_rows(inputs, prefix_of(anatomy, attention))
     found: list[SplitLogits] = []
 
-    def split(hidden: Tensor) -> None:
+    def split(hidden: Tensor, arguments: Mapping[str, Any]) -> None:
+        if attention.check is not None:
+            attention.check(arguments)
+            hidden, rows = rows_of_call(attention, hidden, arguments)
+        else:
+            rows = rows_of_features(inputs, hidden) if stated is None else stated
         parts, known = parts_at(attention, geometry, hidden, rows)
         query, key = query_key_parts(attention, parts, rows.positions.to(hidden.device))
         logits = query_key_logits(query, key, attention.scale)
@@ -97,8 +110,19 @@ def attention_parts(
     return found[0]
 
 
-def read_rows(inputs: Mapping[str, Any]) -> Rows:
-    """Positions and real tokens of what a model is called with.
+def prefix_of(anatomy: Anatomy, attention: Attention) -> str:
+    """What names of a model's arguments begin with that say the tokens of a block."""
+    (block,) = (block for block in anatomy.blocks if block.name == attention.block)
+    decodes = any(sublayer.kind == "cross_attention" for sublayer in block.sublayers)
+    return "decoder_" if decodes and len(anatomy.stacks) > 1 else ""
+
+
+def read_rows(inputs: Mapping[str, Any], prefix: str = "") -> Rows | None:
+    """Positions and real tokens of what a model is called with; None where it reads no tokens.
+
+    Args:
+        inputs: by name.
+        prefix: "decoder_" for the tokens of the decoder of an encoder-decoder.
 
     Raises:
         TokensError: they cannot be told, or a row is not one context.
@@ -106,34 +130,80 @@ def read_rows(inputs: Mapping[str, Any]) -> Rows:
     for name in ("past_key_values", "cache"):
         if inputs.get(name) is not None:
             raise TokensError(f"{name}: keys of an earlier call cannot be split; give whole texts")
-    tokens = inputs.get("input_ids")
-    tokens = inputs.get("inputs_embeds") if tokens is None else tokens
+    ids, embeds = f"{prefix}input_ids", f"{prefix}inputs_embeds"
+    mask_name, positions_name = f"{prefix}attention_mask", f"{prefix}position_ids"
+    tokens = inputs.get(ids)
+    tokens = inputs.get(embeds) if tokens is None else tokens
+    if tokens is None and not prefix and any(inputs.get(name) is not None for name in FEATURES):
+        return None
     if not isinstance(tokens, Tensor) or tokens.ndim < 2:
-        raise TokensError(
-            f"input_ids (B, T) or inputs_embeds (B, T, d) are needed, found {sorted(inputs)}"
-        )
+        raise TokensError(f"{ids} (B, T) or {embeds} (B, T, d) are needed, found {sorted(inputs)}")
     shape = tuple(tokens.shape[:2])
-    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-    for name, given in (("attention_mask", mask), ("position_ids", positions)):
+    mask, positions = inputs.get(mask_name), inputs.get(positions_name)
+    for name, given in ((mask_name, mask), (positions_name, positions)):
         if given is not None and given.ndim != 2:
             raise TokensError(f"{name}: (B, T) is needed, found shape {tuple(given.shape)}")
     real = torch.ones(shape, dtype=torch.bool, device=tokens.device)
     if mask is not None:
         if mask.shape != shape:
-            raise TokensError(f"attention_mask: {shape} is needed, found {tuple(mask.shape)}")
+            raise TokensError(f"{mask_name}: {shape} is needed, found {tuple(mask.shape)}")
         real = mask.bool()
     if positions is None:
         if bool((real.long().diff(dim=1) > 0).any()):
             raise TokensError(
                 "real tokens after padding have positions that models tell differently; give "
-                "position_ids, or pad on the right"
+                f"{positions_name}, or pad on the right"
             )
         positions = torch.arange(shape[1], device=tokens.device)
     positions = positions.expand(shape)
     both = real[:, 1:] & real[:, :-1]
     if bool((both & (positions.diff(dim=1) <= 0)).any()):
-        raise TokensError("position_ids go back within a row; give one context a row, not packed")
+        raise TokensError(
+            f"{positions_name} go back within a row; give one context a row, not packed"
+        )
     return Rows(positions, real)
+
+
+def rows_of_columns(hidden: Tensor, real: Tensor | None = None) -> Rows:
+    """Of hidden states (B, T, d) whose positions are their columns."""
+    if real is None:
+        real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    return Rows(torch.arange(hidden.shape[1], device=hidden.device).expand(real.shape), real)
+
+
+def rows_of_features(inputs: Mapping[str, Any], hidden: Tensor) -> Rows:
+    """Of hidden states (B, T, d) of pixels or sounds.
+
+    Raises:
+        TokensError: a mask is not that of the hidden states.
+    """
+    mask, shape = inputs.get("attention_mask"), tuple(hidden.shape[:2])
+    if mask is not None and tuple(mask.shape) != shape:
+        raise TokensError(
+            f"attention_mask: {shape}, as the hidden states of pixels or sounds have it, is "
+            f"needed, found {tuple(mask.shape)}; leave it out where all is real"
+        )
+    return rows_of_columns(hidden, None if mask is None else mask.to(hidden.device).bool())
+
+
+def rows_of_call(
+    attention: Attention, hidden: Tensor, arguments: Mapping[str, Any]
+) -> tuple[Tensor, Rows]:
+    """Hidden states (B, T, d) of one of torch's own layers, and what its call says of them."""
+    if hidden.is_nested:  # torch has left out the padding at the end of the rows
+        lengths = torch.tensor([len(row) for row in hidden.unbind()], device=hidden.device)
+        hidden = torch.nested.to_padded_tensor(hidden, 0.0)
+        columns = torch.arange(hidden.shape[1], device=hidden.device)
+        return hidden, rows_of_columns(hidden, columns < lengths[:, None])
+    if hidden.ndim != 3:
+        raise TokensError(
+            f"{attention.block} was called with hidden states of shape {tuple(hidden.shape)}; give "
+            "a batch"
+        )
+    if not attention.module.batch_first:
+        hidden = hidden.transpose(0, 1)
+    mask = read_plain_call(arguments).mask
+    return hidden, rows_of_columns(hidden, mask)
 
 
 def mean_and_pos(geometry: Geometry, attention: Attention) -> tuple[Tensor, Tensor]:
@@ -172,22 +242,24 @@ def parts_at(
 
 @contextmanager
 def input_of_block(
-    model: nn.Module, attention: Attention, take: Callable[[Tensor], None]
+    model: nn.Module, attention: Attention, take: Callable[[Tensor, Mapping[str, Any]], None]
 ) -> Iterator[None]:
     """While open, the block of an attention hands its input to ``take`` before it runs.
+
+    With it go the arguments of the block's call, by name.
 
     Raises:
         HookError: it did not run.
     """
     ran = False
 
-    def hand(_: nn.Module, args: Any, kwargs: Any) -> None:
+    def hand(module: nn.Module, args: Any, kwargs: Any) -> None:
         nonlocal ran
         hidden = find_tensor((args, kwargs))
         if hidden is None:
             raise SiteError(f"the input of {attention.block} holds no tensor of floating numbers")
         ran = True
-        take(hidden.detach())
+        take(hidden.detach(), by_name(parameters_of(module), args, kwargs))
 
     block = unwrap(model).get_submodule(attention.block)
     handle = block.register_forward_pre_hook(hand, with_kwargs=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +118,8 @@ class Attention:
         window: how many tokens a query sees, itself the last of them; None where it sees all.
         softcap: c where logits l become c tanh(l / c), else None.
         cross: keys and values are made of another stack's output.
+        check: raises where a call of the block, by its arguments' names, shows queries other keys
+            than ``causal`` says; None where the block itself decides which.
     """
 
     name: str
@@ -140,6 +142,7 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     cross: bool = False
+    check: Callable[[Mapping[str, Any]], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from geomhooks.anatomy.parts import MLP, Attention, BlockParts, Sublayer
 from geomhooks.anatomy.query_key import query_key_of
+from geomhooks.errors import AnatomyError
 from geomhooks.functional.query_key import query_key_logits, repeat_heads, visible
 from geomhooks.norms import NormModule
 
@@ -52,7 +53,14 @@ def attention_logits(
         hidden: (B, T, d) before the norm.
         positions: (T,), or (B, T), of its tokens; by default 0 to T - 1.
         source: (B, S, d) the other stack's output, for cross-attention.
+
+    Raises:
+        AnatomyError: it is cross-attention, and there is no source.
     """
+    if attention.cross and source is None:
+        raise AnatomyError(
+            f"{attention.name} makes keys and values of another stack's output; give it as source"
+        )
     if positions is None:
         positions = torch.arange(hidden.shape[1], device=hidden.device)
     weights = query_key_of(attention, positions)
@@ -101,6 +109,9 @@ def attention_output(
         positions: (T,) of its tokens; by default 0 to T - 1.
         real: (B, S) bool, which keys are there; by default all.
         source: (B, S, d) the other stack's output, for cross-attention.
+
+    Raises:
+        AnatomyError: it is cross-attention, and there is no source.
     """
     logits = attention_logits(attention, hidden, positions, source)
     read = normed(hidden, attention.norm) if source is None else source
@@ -139,7 +150,8 @@ def block_output(
         hidden: (B, T, d) its input.
         positions: (T,) of its tokens; by default 0 to T - 1.
         real: (B, T) bool, which tokens are there; by default all.
-        source: (B, S, d) the other stack's output, for cross-attention.
+        source: (B, S, d) the other stack's output, for cross-attention, which is left out without
+            it, as the models do.
         source_real: (B, S) bool, which of its tokens are there; by default all.
     """
 
@@ -155,6 +167,8 @@ def block_output(
 
     total = hidden
     for sublayer in block.sublayers:
+        if sublayer.kind == "cross_attention" and source is None:
+            continue
         read = hidden if block.parallel else total
         kept = normed(read, sublayer.part.norm) if sublayer.residual_is_normed else total
         total = normed(kept + adds(sublayer, read), sublayer.closing)

@@ -55,9 +55,11 @@ class Attention(Statistic):
     keys that are not at hand, so its tokens are left out; contexts cut into several forwards are as
     many contexts.
 
-    Taken at blocks (``sites="blocks"``) of models that :mod:`geomhooks.anatomy` knows. All 25 parts
-    of all logits are made, a few million at a time: several times the cost of the forward, which
-    ``fraction`` brings down.
+    Taken at blocks (``sites="blocks"``) of models that :mod:`geomhooks.anatomy` knows, of
+    encoder-decoders at those of both, where it is of the self-attention. torch's own layers get
+    their masks with each call, and a call whose mask is another than
+    :func:`geomhooks.anatomy.torch_family` says is refused. All 25 parts of all logits are made, a
+    few million at a time: several times the cost of the forward, which ``fraction`` brings down.
 
     Args:
         geometry: with ``pos_ctx`` at the blocks of this model. A file knows it by its digest, a

@@ -1,7 +1,7 @@
 """The families that are known, a file for those that are alike."""
 
 from geomhooks.anatomy.families import Family
-from geomhooks.anatomy.known import bert, gemma, gpt, llama
+from geomhooks.anatomy.known import bart, bert, gemma, gpt, llama, t5, torch_layers, vit
 
 __all__ = ["FAMILIES"]
 
@@ -10,4 +10,8 @@ FAMILIES: tuple[Family, ...] = (
     *llama.FAMILIES,
     *gemma.FAMILIES,
     *bert.FAMILIES,
+    *t5.FAMILIES,
+    *bart.FAMILIES,
+    *vit.FAMILIES,
+    *torch_layers.FAMILIES,
 )
