@@ -22,7 +22,7 @@ from geomhooks.tokens import TokenStream
 from geomhooks.two_way import TwoWay
 
 if TYPE_CHECKING:
-    from geomhooks.anatomy.families import LiveAttention
+    from geomhooks.anatomy.finding import LiveAttention
 
 __all__ = ["Parts", "Plan", "SitePlan"]
 

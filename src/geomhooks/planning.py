@@ -145,7 +145,7 @@ def describe_attention(root: nn.Module, plans: Iterable[SitePlan]) -> None:
     readers = {p.place.name: [s for s in p.statistics if s.reads_attention] for p in plans}
     if not any(readers.values()):
         return
-    from geomhooks.anatomy.families import LiveAttention, find_blocks
+    from geomhooks.anatomy.finding import LiveAttention, find_blocks
 
     family, blocks = find_blocks(root)
     known = {block.name: block for block in blocks}

@@ -15,7 +15,7 @@ from geomhooks.anatomy import (
     query_key_parts,
     register,
 )
-from geomhooks.anatomy.families import _registered
+from geomhooks.anatomy.finding import KNOWN
 from geomhooks.anatomy.known.llama import llama
 from geomhooks.errors import AnatomyError
 from geomhooks.functional import query_key_logits, repeat_heads
@@ -177,7 +177,7 @@ def test_a_family_that_is_not_known() -> None:
         assert "alpaca" in families()
         assert find_anatomy(model).at(1).key_heads == 2
     finally:
-        del _registered["alpaca"]
+        del KNOWN["alpaca"]
 
 
 def test_what_cannot_be_read() -> None:

@@ -26,7 +26,7 @@ from geomhooks.anatomy import (
     register,
     torch_family,
 )
-from geomhooks.anatomy.families import _registered
+from geomhooks.anatomy.finding import KNOWN
 from geomhooks.errors import AnatomyError
 from tests.anatomy.models import token_ids, vary
 from tests.anatomy.test_rebuilding import assert_close, recorded
@@ -100,7 +100,7 @@ def known(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        del _registered["LanguageModel"]
+        del KNOWN["LanguageModel"]
 
 
 def first(model: nn.Module) -> bool:
@@ -321,7 +321,7 @@ def test_calls_that_say_otherwise() -> None:
     try:
         assert attention_parts(model, geometry, call, 0).allowed.all()
     finally:
-        del _registered["TransformerDecoder"]
+        del KNOWN["TransformerDecoder"]
 
 
 def test_rows_that_torch_packs() -> None:

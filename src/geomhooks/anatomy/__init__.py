@@ -10,14 +10,8 @@
 """
 
 from geomhooks.anatomy.describing import Around, Block, linear
-from geomhooks.anatomy.families import (
-    Anatomy,
-    Family,
-    Stack,
-    families,
-    find_anatomy,
-    register,
-)
+from geomhooks.anatomy.families import Anatomy, Family, Stack
+from geomhooks.anatomy.finding import families, find_anatomy, register
 from geomhooks.anatomy.known.torch_layers import torch_family
 from geomhooks.anatomy.logits import SplitLogits, attention_parts
 from geomhooks.anatomy.parts import (

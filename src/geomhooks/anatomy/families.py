@@ -1,32 +1,18 @@
-"""A model's family, its stacks of blocks, and how to make another family known."""
+"""What a family of models is described by, and what is found of one model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from geomhooks.anatomy.describing import Around, Block, linear
+from geomhooks.anatomy.describing import Around, Block
 from geomhooks.anatomy.parts import Attention, BlockParts, Embeddings, Linear
 from geomhooks.errors import AnatomyError
-from geomhooks.frames import unwrap_transforms
 from geomhooks.norms import NormModule
-from geomhooks.sites import find_stacks, unwrap
 
-__all__ = [
-    "Anatomy",
-    "Family",
-    "LiveAttention",
-    "Stack",
-    "families",
-    "find_anatomy",
-    "find_blocks",
-    "register",
-]
+__all__ = ["Anatomy", "Family", "Stack"]
 
 
 @dataclass(frozen=True)
@@ -156,161 +142,3 @@ class Anatomy:
             f"no attention {layer!r}; there are 0 to {len(self.attention) - 1}, or by name "
             f"{', '.join(a.name for a in self.attention[:4])}, ..."
         )
-
-
-_registered: dict[str, Family] = {}
-
-
-@cache
-def _built_in() -> dict[str, Family]:
-    from geomhooks.anatomy.known import FAMILIES
-
-    return {family.name: family for family in FAMILIES}
-
-
-def families() -> list[str]:
-    """Names of the families that are known."""
-    return sorted(_built_in() | _registered)
-
-
-def register(family: Family) -> None:
-    """Make a family known, or another description of one; :class:`Family` has an example."""
-    _registered[family.name] = family
-
-
-def find_anatomy(model: nn.Module, family: Family | str | None = None) -> Anatomy:
-    """Find out where the parts of a model are.
-
-    Args:
-        model: of Hugging Face or of torch, wrapped or not, with a head or without.
-        family: as what to take it, by default what its ``config.model_type`` says, or else the
-            class of its blocks.
-
-    Raises:
-        AnatomyError: the family is not known, or the model is made otherwise.
-
-    Example:
-        >>> from transformers import GPT2Config, GPT2LMHeadModel
-        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=10))
-        >>> anatomy = find_anatomy(model)
-        >>> block = anatomy.stack().blocks[1]
-        >>> [sublayer.kind for sublayer in block.sublayers], block.mlp.up.weight.shape
-        (['attention', 'mlp'], torch.Size([8, 32]))
-        >>> anatomy.tied, anatomy.stack().embeddings.positions.shape
-        (True, torch.Size([1024, 8]))
-    """
-    family, blocks = find_blocks(model, family)
-    model = unwrap(model)
-    stacks = {}
-    for name in dict.fromkeys(block.stack for block in blocks):
-        around = Around(name, model, getattr(model, "config", None))
-        stacks[name] = Stack(
-            name,
-            tuple(family.block(block) for block in blocks if block.stack == name),
-            None if family.embeddings is None else family.embeddings(around),
-            find_final_norm(family, around),
-        )
-    unembedding, tied = find_unembedding(model, family)
-    cap = getattr(getattr(model, "config", None), "final_logit_softcapping", None)
-    return Anatomy(family, stacks, unembedding, tied, None if unembedding is None else cap)
-
-
-def find_final_norm(family: Family, around: Around) -> NormModule | None:
-    """The norm after the last block of a stack, or None where there is none."""
-    told = family.final_norm
-    if callable(told):
-        return told(around)
-    return None if told is None or around.has(told) is None else around.norm(told)
-
-
-def find_unembedding(model: nn.Module, family: Family) -> tuple[Linear | None, bool]:
-    """The projection to logits, and whether it is that of the tokens."""
-
-    def named(what: str) -> nn.Module | None:
-        try:
-            found: nn.Module | None = getattr(model, what)()
-        except (AttributeError, NotImplementedError):
-            return None
-        return found
-
-    head, tokens = named("get_output_embeddings"), named("get_input_embeddings")
-    if head is None:
-        return None, False
-    found, weight = linear(head, "the head"), getattr(tokens, "weight", None)
-    tied = isinstance(weight, Tensor) and weight.data_ptr() == found.weight.data_ptr()
-    whole = found if family.head is None else family.head(model, found)
-    return whole, tied and whole is not None
-
-
-def find_blocks(
-    model: nn.Module, family: Family | str | None = None
-) -> tuple[Family, tuple[Block, ...]]:
-    """The family of a model, and the blocks of all its stacks; see :func:`find_anatomy`."""
-    model = unwrap(model)
-    config = getattr(model, "config", None)
-    if not isinstance(family, Family):
-        family = known_family(model, config, family)
-    stacks = find_stacks(model)
-    if not stacks:
-        raise AnatomyError(f"{type(model).__name__} has no list of blocks")
-    found = []
-    for stack, blocks in stacks.items():
-        sites = [f"{blocks[0][0]}@in", *(name for name, _ in blocks)]
-        found += [
-            Block(name, module, sites[index], index, stack, blocks[0][1], model, config)
-            for index, (name, module) in enumerate(blocks)
-        ]
-    return family, tuple(found)
-
-
-def known_family(model: nn.Module, config: Any, name: str | None) -> Family:
-    """The family that was registered by the name given, or by what the model says of itself.
-
-    Raises:
-        AnatomyError: there is none.
-    """
-    kind, said, given = type(model).__name__, getattr(config, "model_type", None), name is not None
-    if name is None and isinstance(said, str):
-        name = said
-    known = _built_in() | _registered
-    bases = [base.__name__ for base in type(model).__mro__]
-    for one in bases if name is None else [name]:
-        if one in known:
-            return known[one]
-    if not given:
-        blocks = [block for stack in find_stacks(model).values() for _, block in stack]
-        for family in known.values():
-            if blocks and all(isinstance(block, family.blocks) for block in blocks):
-                return family
-    what = "has no config.model_type" if name is None else f"is of the family {name!r}"
-    raise AnatomyError(
-        f"{kind} {what}; known are {', '.join(families())}. Describe another in a few lines, as "
-        "help(geomhooks.anatomy.Family) shows, and give it to geomhooks.anatomy.register, or as "
-        "family="
-    )
-
-
-class LiveAttention:
-    """The attention of a block as it is now, also after its parameters were moved or replaced.
-
-    Args:
-        family: describes it.
-        block: whose attention it is.
-    """
-
-    def __init__(self, family: Family, block: Block) -> None:
-        self._family, self._block = family, block
-        self._seen = self._places()
-        self.latest = family.block(block).attention
-
-    def now(self) -> Attention:
-        """What it is; described anew where the parameters are elsewhere than when it last was."""
-        places = self._places()
-        if places != self._seen:
-            self.latest, self._seen = self._family.block(self._block).attention, places
-        return self.latest
-
-    def _places(self) -> list[tuple[int, torch.device]]:
-        own = self._block.module.parameters()
-        found = [unwrap_transforms(parameter, self._block.name) for parameter in own]
-        return [(parameter.data_ptr(), parameter.device) for parameter in found]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from geomhooks.anatomy.families import Anatomy, find_anatomy
+from geomhooks.anatomy.families import Anatomy
+from geomhooks.anatomy.finding import find_anatomy
 from geomhooks.anatomy.parts import Attention
 from geomhooks.anatomy.query_key import query_key_parts
 from geomhooks.anatomy.rebuilding import attention_mask

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomhooks.anatomy.families import Anatomy, find_anatomy
+from geomhooks.anatomy.families import Anatomy
+from geomhooks.anatomy.finding import find_anatomy
 from geomhooks.anatomy.words import Words, token_table, unembedding_rows
 from geomhooks.functional.word_geometry import (
     SphereDistances,

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geomhooks.anatomy.families import Anatomy, Stack, find_anatomy
+from geomhooks.anatomy.families import Anatomy, Stack
+from geomhooks.anatomy.finding import find_anatomy
 from geomhooks.anatomy.parts import Attention, Sublayer
 from geomhooks.anatomy.rebuilding import normed
 from geomhooks.anatomy.virtual_matrices import standardised
