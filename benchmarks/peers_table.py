@@ -34,7 +34,7 @@ def table(result: dict[str, Any]) -> str:
         took = "" if bare is None else f" A bare forward took {bare:.2f} s."
         lines += ["", f"**{model}**, {result['batch']} contexts of 256 tokens a forward.{took}", ""]
         lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        lines += [f"| {' | '.join(cells(row, result['batch'], len(head)))} |" for row in rows]
+        lines += [f"| {' | '.join(cells(row, result))} |" for row in rows]
     return "\n".join(lines)
 
 
@@ -48,21 +48,27 @@ def where(environment: dict[str, Any], rounds: int) -> str:
     )
 
 
-def cells(row: dict[str, Any], batch: int, number: int) -> list[str]:
-    """The cells of one peer."""
+def cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    """The cells of one peer; empty where something was not measured."""
+    contexts = result["contexts"]
     if "failed" in row:
-        return [row["peer"], f"failed: {row['failed']}", *[""] * (number - 2)]
-    low, high = row["quartiles"]
-    forwards = [row["bare_seconds"] * mark["contexts"] / batch for mark in row["memory"]]
-    whole = [
-        f"{row['ratio'] + mark['finish_seconds'] / seconds:.3f}"
-        for mark, seconds in zip(row["memory"], forwards, strict=True)
-    ]
-    held = [f"{mark['forwards_mib']:.0f} ({mark['whole_mib']:.0f})" for mark in row["memory"]]
-    ratio = f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})"
-    state = f"{row['state_mib']:.0f}" if "state_mib" in row else ""
-    error = f"{max(row['errors'].values()):.0e}"
-    return [row["peer"], ratio, percent(row["outside"]), *whole, *held, state, error]
+        return [row["peer"], f"failed: {row['failed']}", *[""] * (3 + 2 * len(contexts))]
+    marks = {mark["contexts"]: mark for mark in row.get("memory", ())}
+    ratio = outside = state = error = ""
+    whole, held = [""] * len(contexts), [""] * len(contexts)
+    if "ratio" in row:
+        low, high = row["quartiles"]
+        ratio, outside = f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})", percent(row["outside"])
+    for place, mark in enumerate(marks[number] for number in contexts if number in marks):
+        held[place] = f"{mark['forwards_mib']:.0f} ({mark['whole_mib']:.0f})"
+        if "ratio" in row:
+            seconds = row["bare_seconds"] * mark["contexts"] / result["batch"]
+            whole[place] = f"{row['ratio'] + mark['finish_seconds'] / seconds:.3f}"
+    if "state_mib" in row:
+        state = f"{row['state_mib']:.0f}"
+    if "errors" in row:
+        error = f"{max(row['errors'].values()):.0e}"
+    return [row["peer"], ratio, outside, *whole, *held, state, error]
 
 
 def percent(share: float) -> str:
