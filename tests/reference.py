@@ -286,6 +286,7 @@ def derived(fit: Fit, C: int) -> Numbers:
 
 def similarity(ctx: np.ndarray, labels: np.ndarray) -> Numbers:
     """Mean cosines of pairs of contexts of one group and of two, relative to mean absolute ones."""
+    ctx, labels = ctx[labels >= 0], labels[labels >= 0]
     if len(set(labels.tolist())) < 2:
         return {}
     directions = unit(ctx)

@@ -6,6 +6,7 @@ Everything that can be decided before a forward is decided here, so that a forwa
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -122,6 +123,7 @@ def make_plan(
             "skip": skip,
         },
     )
+    warn_of_other_models(by_name.values(), state.model)
     return Plan(
         root,
         plans,
@@ -159,6 +161,22 @@ def describe_attention(root: nn.Module, plans: Iterable[SitePlan]) -> None:
                 f"them; give it the sites 'blocks', or some of {', '.join([*known][:3])}, ..."
             )
         plan.attention = LiveAttention(family, known[name])
+
+
+def warn_of_other_models(statistics: Iterable[Statistic], model: str) -> None:
+    """Warn of a statistic that goes by what was measured on a model of another size."""
+
+    def size(description: str) -> str:
+        return description.rpartition(" (")[2]
+
+    for statistic in statistics:
+        theirs = getattr(statistic, "measured_on", None)
+        if theirs is not None and size(theirs) != size(model):
+            warnings.warn(
+                f"{statistic.name} was given the geometry of {theirs}, and this is {model}; its "
+                "numbers mean something only if both have the same hidden states",
+                stacklevel=4,
+            )
 
 
 def read_wishes(

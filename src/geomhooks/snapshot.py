@@ -116,6 +116,11 @@ class Geometry:
         )
 
     @property
+    def measured_on(self) -> str:
+        """The model's class, name and number of parameters."""
+        return self._state.model
+
+    @property
     def model(self) -> Result:
         """Results of statistics whose state is the whole model's, or a token stream's.
 

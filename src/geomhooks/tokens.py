@@ -83,7 +83,7 @@ class Tokens:
         positions: (B, T) int64, within the capacity; meaningless where not real.
         start: first position of every row where positions are consecutive columns, else None.
         keys: (M,) the ids of this forward's contexts.
-        groups: (M,) their labels, 0 where none are given.
+        groups: (M,) their labels, -1 where none are given.
         rows: (B,) which of the contexts each row is, or None for row = context.
         segments: (B, T) which of the contexts each token is in (M for none), or None.
         token_groups: (B, T) labels, or None where none are given.
@@ -482,7 +482,7 @@ class TokenStream:
         batch, length = real.shape
         device = real.device
         none = real.new_zeros(batch, dtype=torch.int64)
-        groups, token_groups = none, None
+        groups, token_groups = none - 1, None
         if stated.groups is not None:
             given = stated.groups.to(device, torch.int64)
             labels = self._fit("groups", given, batch, length)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from geomhooks.anatomy import (
+    Block,
+    BlockParts,
     Family,
     attention_mask,
     capped,
@@ -170,6 +172,12 @@ def test_a_family_that_is_not_known() -> None:
         find_anatomy(nn.Linear(2, 2))
     with pytest.raises(AnatomyError, match=r"has no 'attn.c_attn', only self_attn.*otherwise"):
         find_anatomy(model, "gpt2")
+    with pytest.raises(AnatomyError, match=r"LlamaForCausalLM cannot be taken as 'lama'; known"):
+        find_anatomy(model, "lama")
+    with pytest.raises(AnatomyError, match=r"layers.0 by the family 'x' is NoneType; return what"):
+        find_anatomy(model, Family("x", lambda block: None))  # type: ignore[arg-type,return-value]
+    with pytest.raises(AnatomyError, match=r"a geomhooks.anatomy.Family is needed, found 'x'"):
+        register("x")  # type: ignore[arg-type]
     assert find_anatomy(model, "llama").at(0).heads == 6
     assert find_anatomy(model, Family("alpaca", llama)).family.name == "alpaca"
     register(Family("alpaca", llama))
@@ -194,3 +202,19 @@ def test_what_cannot_be_read() -> None:
     model.model.layers[0].input_layernorm = nn.Identity()
     with pytest.raises(AnatomyError, match=r"input_layernorm is a Identity, which is no LayerNorm"):
         find_anatomy(model)
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_a_description_that_does_not_say_whether_it_is_causal(said: bool) -> None:
+    """The module says it."""
+    from transformers import DistilBertConfig, DistilBertModel
+
+    def describe(block: Block) -> BlockParts:
+        names = {"query": "q_lin", "key": "k_lin", "value": "v_lin", "output": "out_lin"}
+        parts = {part: block.linear(f"attention.{name}") for part, name in names.items()}
+        return block.parts(block.attention("attention", heads=2, **parts))
+
+    sizes = {"vocab_size": 10, "dim": 8, "n_heads": 2, "n_layers": 1, "hidden_dim": 8}
+    model = DistilBertModel(DistilBertConfig(**sizes))
+    model.transformer.layer[0].attention.is_causal = said
+    assert find_anatomy(model, Family("mine", describe)).at(0).causal is said

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import geomhooks as gh
 from geomhooks.anatomy import attention_parts
 from geomhooks.errors import AnatomyError, HookError, SiteError, TokensError
-from tests.anatomy.models import MODELS, make, recorded_logits, token_ids
+from tests.anatomy.models import MODELS, gpt2, make, recorded_logits, token_ids
 from tests.models import minilm, smollm, texts
 
 B, T = 8, 13
@@ -123,7 +123,12 @@ def test_errors() -> None:
     ):
         with pytest.raises(TokensError, match=message):
             attention_parts(model, geometry, wrong, 1)
-    with pytest.raises(AnatomyError, match=r"no attention 'h.9'"):
+    with pytest.raises(TokensError, match=r"by name is needed, such as .*; found Tensor"):
+        attention_parts(model, geometry, inputs["input_ids"], 1)  # type: ignore[arg-type]
+    wide = gpt2(n_embd=32).eval()
+    with pytest.raises(SiteError, match=r"h.1 is of width 24.*of width 32; it is of another"):
+        attention_parts(model, measure(wide, [inputs]), inputs, 1)
+    with pytest.raises(AnatomyError, match=r"no attention 'h.9'.*by name h.0, h.1"):
         attention_parts(model, geometry, inputs, "h.9")
     model.forward = lambda **_: None  # type: ignore[method-assign]
     with pytest.raises(HookError, match=r"the block h.1 did not run"):

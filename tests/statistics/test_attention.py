@@ -245,5 +245,8 @@ def test_errors() -> None:
     with pytest.raises(SiteError, match=r"needs pos_ctx at 'h.0@in'.*the geometry has it at h.2"):
         measure(model, [inputs], gh.Attention(watch.geometry()))
     wide = measure(gpt2(n_embd=32).eval(), [inputs])
-    with pytest.raises(SiteError, match=r"of width 24, and those of the geometry of width 32"):
+    with (
+        pytest.warns(UserWarning, match=r"the geometry of GPT2Model unnamed \(.*and this is GPT2"),
+        pytest.raises(SiteError, match=r"of width 24, and those of the geometry of width 32"),
+    ):
         measure(model, [inputs], gh.Attention(wide))

@@ -230,3 +230,26 @@ def test_clusters_of_contexts_without_labels() -> None:
     assert torch.equal(copy.deepcopy(found).clusters.labels, found.clusters.labels)
     with pytest.raises(gh.errors.UnidentifiedError, match=r"2 vectors need some number from 2"):
         _ = measure(h[:2], positions=10).clusters.labels
+
+
+def test_contexts_without_a_label_are_in_no_group() -> None:
+    """Neither those of forwards without labels nor those that are labelled as in none."""
+    centres = 4 * torch.eye(6)[:2]
+    labels = torch.tensor([0, 1] * 5)
+    labelled = centres[labels][:, None] + randn(10, 8, 6)
+    others = randn(12, 8, 6, seed=3)
+    model = torch.nn.Sequential(torch.nn.Identity())
+    with gh.watch(model, sites="0", statistics=[gh.PosCtx(positions=8)]) as watch:
+        with watch.tokens(groups=labels):
+            model(labelled)
+        model(others[:6])
+        with watch.tokens(groups=torch.full((6,), -1)):
+            model(others[6:])
+    found = watch.geometry()["0"].pos_ctx
+    group = found.context_group
+    assert torch.bincount(group + 1).tolist() == [12, 5, 5]
+    some = group >= 0
+    expected = functional.group_similarity(found.ctx[some], group[some])
+    assert float(found.similarity.intra) == pytest.approx(float(expected.intra))
+    assert float(found.similarity.inter) == pytest.approx(float(expected.inter))
+    assert float(found.similarity.intra) > 0.5

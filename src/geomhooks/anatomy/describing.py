@@ -161,6 +161,10 @@ class Block:
 
         return angles
 
+    def _is_causal(self, path: str) -> bool:
+        said = (getattr(module, "is_causal", None) for module in self.find(path).modules())
+        return self.causal and all(word for word in said if isinstance(word, bool))
+
     def attention(
         self,
         path: str,
@@ -190,7 +194,8 @@ class Block:
             scale: what products of query and key are multiplied by, 1 / sqrt(k) by default.
             norm: path from the block to the norm before attention, or None where there is none.
             rotary: of :meth:`rotary`, or None.
-            causal: a token sees those before it and itself only, by default :attr:`causal`; in
+            causal: a token sees those before it and itself only. By default what :attr:`causal`
+                and the ``is_causal`` of the module say, and where neither says anything, yes; in
                 cross-attention it sees all.
             further: what else :class:`Attention` has, by name.
 
@@ -221,7 +226,8 @@ class Block:
             heads,
             key_heads,
             (query.weight.shape[1] // heads) ** -0.5 if scale is None else float(scale),
-            (self.causal if causal is None else causal) and not further.get("cross", False),
+            (self._is_causal(path) if causal is None else causal)
+            and not further.get("cross", False),
             None if norm is None else self.norm(norm),
             rotary,
             apart(query, heads),

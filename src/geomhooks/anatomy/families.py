@@ -140,5 +140,5 @@ class Anatomy:
                 return attention
         raise AnatomyError(
             f"no attention {layer!r}; there are 0 to {len(self.attention) - 1}, or by name "
-            f"{', '.join(a.name for a in self.attention[:4])}, ..."
+            f"{', '.join(a.block for a in self.attention[:4])}, ..."
         )

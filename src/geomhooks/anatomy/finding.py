@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from geomhooks.anatomy.describing import Around, Block, linear
 from geomhooks.anatomy.families import Anatomy, Family, Stack
 from geomhooks.anatomy.known import FAMILIES
-from geomhooks.anatomy.parts import Attention, Linear
+from geomhooks.anatomy.parts import Attention, BlockParts, Linear
 from geomhooks.errors import AnatomyError
 from geomhooks.frames import unwrap_transforms
 from geomhooks.norms import NormModule
@@ -28,7 +28,13 @@ def families() -> list[str]:
 
 
 def register(family: Family) -> None:
-    """Make a family known, or another description of one; :class:`Family` has an example."""
+    """Make a family known, or another description of one; :class:`Family` has an example.
+
+    Raises:
+        AnatomyError: it is no Family.
+    """
+    if not isinstance(family, Family):
+        raise AnatomyError(f"register: a geomhooks.anatomy.Family is needed, found {family!r}")
     KNOWN[family.name] = family
 
 
@@ -60,7 +66,7 @@ def find_anatomy(model: nn.Module, family: Family | str | None = None) -> Anatom
         around = Around(name, model, getattr(model, "config", None))
         stacks[name] = Stack(
             name,
-            tuple(family.block(block) for block in blocks if block.stack == name),
+            tuple(described(family, block) for block in blocks if block.stack == name),
             None if family.embeddings is None else family.embeddings(around),
             find_final_norm(family, around),
         )
@@ -94,6 +100,21 @@ def find_unembedding(model: nn.Module, family: Family) -> tuple[Linear | None, b
     tied = isinstance(weight, Tensor) and weight.data_ptr() == found.weight.data_ptr()
     whole = found if family.head is None else family.head(model, found)
     return whole, tied and whole is not None
+
+
+def described(family: Family, block: Block) -> BlockParts:
+    """What a family says of a block.
+
+    Raises:
+        AnatomyError: it returns something else than the parts of a block.
+    """
+    found = family.block(block)
+    if not isinstance(found, BlockParts):
+        raise AnatomyError(
+            f"the description of {block.name} by the family {family.name!r} is "
+            f"{type(found).__name__}; return what block.parts(attention, mlp) gives"
+        )
+    return found
 
 
 def find_blocks(
@@ -136,10 +157,11 @@ def known_family(model: nn.Module, config: Any, name: str | None) -> Family:
             if blocks and all(isinstance(block, family.blocks) for block in blocks):
                 return family
     what = "has no config.model_type" if name is None else f"is of the family {name!r}"
+    what = f"cannot be taken as {name!r}" if given else what
     raise AnatomyError(
         f"{kind} {what}; known are {', '.join(families())}. Describe another in a few lines, as "
-        "help(geomhooks.anatomy.Family) shows, and give it to geomhooks.anatomy.register, or as "
-        "family="
+        "help(geomhooks.anatomy.Family) shows, and give it to geomhooks.anatomy.register, or to "
+        "find_anatomy as family="
     )
 
 
@@ -154,13 +176,13 @@ class LiveAttention:
     def __init__(self, family: Family, block: Block) -> None:
         self._family, self._block = family, block
         self._seen = self._places()
-        self.latest = family.block(block).attention
+        self.latest = described(family, block).attention
 
     def now(self) -> Attention:
         """What it is; described anew where the parameters are elsewhere than when it last was."""
         places = self._places()
         if places != self._seen:
-            self.latest, self._seen = self._family.block(self._block).attention, places
+            self.latest, self._seen = described(self._family, self._block).attention, places
         return self.latest
 
     def _places(self) -> list[tuple[int, torch.device]]:

@@ -69,7 +69,7 @@ def attention_parts(
     Raises:
         AnatomyError: the family is not known, or there is no such block.
         SiteError: the geometry lacks the site or its ``pos_ctx``.
-        TokensError: positions cannot be told.
+        TokensError: inputs are not given by name, or positions cannot be told.
         HookError: the block did not run.
 
     Example:
@@ -85,6 +85,11 @@ def attention_parts(
         >>> split.logits.shape
         torch.Size([5, 5, 1, 2, 6, 6])
     """
+    if not isinstance(inputs, Mapping):
+        raise TokensError(
+            "inputs: what the model is called with by name is needed, such as "
+            f"{{'input_ids': ids}} or what a tokenizer returns; found {type(inputs).__name__}"
+        )
     anatomy = find_anatomy(model)
     attention = anatomy.at(layer)
     by_call = attention.check is not None
@@ -233,6 +238,11 @@ def parts_at(
         )
     hidden = as_float(hidden)
     mean, pos = (tensor.to(hidden) for tensor in mean_and_pos(geometry, attention))
+    if len(mean) != hidden.shape[-1]:
+        raise SiteError(
+            f"the input of {attention.block} is of width {hidden.shape[-1]}, and the geometry at "
+            f"{attention.site!r} of width {len(mean)}; it is of another model"
+        )
     real, positions = rows.real.to(hidden.device), rows.positions.to(hidden.device)
     within = real & (positions >= 0) & (positions < len(pos))
     own = pos[positions.clamp(0, len(pos) - 1)]

@@ -35,6 +35,8 @@ _COLUMNS = (
     _Column("ctx", "pos_ctx/shares/ctx", style="bold"),
     _Column("noise", "pos_ctx/noise_shares/ctx", style="dim"),
     _Column("resid", "pos_ctx/shares/resid", style="bold"),
+    _Column("between\ngroups", "group_means/between_share", style="bold"),
+    _Column("noise", "group_means/between_noise_share", style="dim"),
     _Column("norm", "sphere/norm/mean", _length),
     _Column("radius", "sphere/radius/mean", _length),
     _Column("step\nangle", "sphere/step_angle/mean", _degrees),

@@ -111,6 +111,7 @@ class Attention(Statistic):
         self.positions = positions
         self.laws = (LAWS if fraction == 1 else OF_A_SAMPLE) - {"generation"}
         self._known: dict[str, tuple[Tensor, Tensor]] | None = None
+        self.measured_on = getattr(geometry, "measured_on", None)
         if isinstance(geometry, str):
             self.geometry = geometry
         elif hasattr(geometry, "sites"):  # what a geometry is stands above what statistics are

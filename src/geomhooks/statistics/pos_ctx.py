@@ -63,7 +63,7 @@ class PosCtx(Statistic):
     Results, float64, over positions up to the last that occurs (NaN rows for those that do not):
 
     - ``mean`` (d,) mu; ``pos`` (T, d); ``ctx`` (C, d) of the contexts kept, with ``context_id``,
-      ``context_length`` and ``context_group`` (C,).
+      ``context_length`` and ``context_group`` (C,), which is -1 where none was given.
     - ``position_mean`` (T, d), plain means over the tokens at each position; ``position_count``
       (T,); ``count``, ``contexts``, ``split_contexts``: tokens, contexts closed or open, and how
       many of those kept went on after they had been closed.
@@ -91,12 +91,13 @@ class PosCtx(Statistic):
       ``shares`` (2,), their sum ``explained_share``, and how often the path winds around the
       origin, ``winding``. ``incoherence``: ``mean`` and ``max`` of |cos| between pos and the ctx
       kept, and what random directions would show, ``expected_mean`` and ``expected_max``.
-      ``similarity``, where contexts came with more than one group label: the mean cosine of ctx
-      within, ``intra``, and between groups, ``inter``, and both in the published form,
-      ``published_intra`` and ``published_inter``. ``clusters``, without labels, by k-means on the
-      directions of ctx: ``labels`` (C,), ``centres`` (k, d) and ``silhouette``, which need ``pip
-      install 'geomhooks[clusters]'`` when they are read. ``relative_norm``, with ``second_moment``:
-      ``centred`` and ``uncentred``. :mod:`geomhooks.functional` has the formulas.
+      ``similarity``, where contexts came with more than one group label that is not negative, of
+      those contexts: the mean cosine of ctx within, ``intra``, and between groups, ``inter``, and
+      both in the published form, ``published_intra`` and ``published_inter``. ``clusters``, without
+      labels, by k-means on the directions of ctx: ``labels`` (C,), ``centres`` (k, d) and
+      ``silhouette``, which need ``pip install 'geomhooks[clusters]'`` when they are read.
+      ``relative_norm``, with ``second_moment``: ``centred`` and ``uncentred``.
+      :mod:`geomhooks.functional` has the formulas.
     - ``exact``: False where tokens were non-finite at this site, or a forward broke off before it,
       so that the plain means are given instead of the fit; and where contexts were split, which
       the fit takes for contexts of their own. At the sites that a forward reached before it broke

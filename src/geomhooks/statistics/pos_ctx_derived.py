@@ -73,9 +73,11 @@ def derive(fitted: Mapping[str, Any], token_mean: Tensor) -> dict[str, Any]:
     )
     derived["spiral"] = spiral(pos, seen)
     derived["incoherence"] = against_chance(pos, ctx)
-    if bool((group != group[:1]).any()):
-        similar = Lazy(partial(group_similarity, ctx, group))
-        published = Lazy(partial(published_group_similarity, ctx, group))
+    labelled = group >= 0
+    some, labels = ctx[labelled], group[labelled]
+    if bool((labels != labels[:1]).any()):
+        similar = Lazy(partial(group_similarity, some, labels))
+        published = Lazy(partial(published_group_similarity, some, labels))
         derived["similarity"] = Result(
             inter=part(similar, "inter"),
             intra=part(similar, "intra"),
