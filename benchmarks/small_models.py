@@ -47,7 +47,11 @@ NOTHING = -100  # a label that asks for nothing, as transformers has it
 
 
 def new_model(vocabulary: int, length: int, seed: int) -> Any:
-    """A GPT-2 of 4 blocks and width 128 with random weights, and without dropout."""
+    """A GPT-2 of 4 blocks and width 128 with random weights, and without dropout.
+
+    Its position embeddings begin at zero: random ones would drown in so short a training what is
+    learned of positions.
+    """
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=vocabulary,
@@ -62,7 +66,9 @@ def new_model(vocabulary: int, length: int, seed: int) -> Any:
         eos_token_id=None,
         loss_type="ForCausalLMLoss",
     )
-    return GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(config)
+    torch.nn.init.zeros_(model.transformer.wpe.weight)
+    return model
 
 
 def train(
