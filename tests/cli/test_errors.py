@@ -39,6 +39,7 @@ def fails(result: Outcome, code: int, *parts: str) -> None:
         (["--batch-size", "0"], ["--batch-size", "'0'"]),
         (["--batch-size", "many"], ["--batch-size", "many"]),
         (["--dtype", "int8"], ["--dtype", "bfloat16"]),
+        (["--dtype", "int8", "--out", "x.safetensors"], ["--dtype", "'int8'", "bfloat16"]),
         (["--documents", "pages"], ["--documents", "paragraphs"]),
         (["--statistics", "pos_ctx,spheer"], ["spheer", "pos_ctx", "sphere"]),
         (["--statistics", ","], ["--statistics"]),
@@ -57,6 +58,7 @@ def test_wrong_options(cli, bert: Path, text: Path, arguments: list[str], parts:
     else:
         result = cli("measure", bert, "--text", text, *arguments)
     fails(result, 2, *parts)
+    assert "found '--" not in result.err
     assert [path.name for path in Path().iterdir()] == ["text.txt"]
 
 

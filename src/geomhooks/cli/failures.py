@@ -73,7 +73,7 @@ def guarded(command: Callable[[], object], arguments: Sequence[str] = ()) -> int
 def _found(message: str, arguments: Sequence[str]) -> str:
     """What was given to the option that the message is about, unless it says so itself."""
     for option, value in pairwise(arguments):
-        if f"'{option}'" in message and value not in message:
+        if option.startswith("-") and f"'{option}'" in message and value not in message:
             return f"; found {value!r}"
     return ""
 
