@@ -188,3 +188,12 @@ def test_a_state_too_large_is_refused_with_what_lowers_it() -> None:
 def test_sizes_must_be_positive_integers(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         gh.PosCtx(**options)
+
+
+def test_a_site_that_is_never_finite_says_so() -> None:
+    found = measure(torch.full((3, 4, 2), float("nan")), positions=4)
+    assert int(found.count) == 0
+    assert int(found.contexts) == 3
+    assert not found.exact
+    with pytest.raises(gh.errors.UnidentifiedError, match="no finite token has been counted"):
+        _ = found.pos

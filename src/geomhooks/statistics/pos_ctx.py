@@ -224,7 +224,13 @@ class PosCtx(Statistic):
             nothing = "no finite token has been counted at this site"
             moments = (*MATRICES, *MOMENTS) if self.second_moment else ()
             names = (*FITTED, *DERIVED, "position_mean", *moments)
-            return {name: Unavailable(nothing) for name in names} | {"count": torch.tensor(0)}
+            return {name: Unavailable(nothing) for name in names} | {
+                "count": torch.tensor(0),
+                "contexts": contexts["closed"],
+                "split_contexts": contexts["split"],
+                # Tokens that the stream has had, and were all left out here.
+                "exact": ~contexts["position_count"].any(),
+            }
         length = int(sums["position_count"].nonzero().max()) + 1
         count = sums["position_count"][:length]
         tokens = count.sum()
