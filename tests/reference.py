@@ -161,7 +161,7 @@ def pos_ctx(
     seen: Observations,
     second_moment: bool = False,
     many_contexts: bool = False,
-    label_of: Callable[[np.ndarray], np.ndarray] = np.zeros_like,
+    label_of: Callable[[np.ndarray], np.ndarray] = lambda ids: np.full_like(ids, -1),
 ) -> Numbers:
     """What PosCtx reports, `label_of` saying which group contexts are of.
 

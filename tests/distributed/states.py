@@ -150,6 +150,8 @@ def a_fraction_of_the_forwards_of_each() -> None:
 def contexts_that_several_ranks_share() -> None:
     """A context that goes on on another rank is one context, by its id."""
     for subject in subjects():
+        if "generation" not in subject.case.statistic().laws:
+            continue  # it takes a context that goes on for another one
         parts = [part for c in subject.contexts[1:] if len(c.positions) > 3 for part in c.split(2)]
         whole = [c for c in subject.contexts[1:] if len(c.positions) <= 3]
         chosen = [subject.contexts[0], *parts, *whole]
