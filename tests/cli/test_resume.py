@@ -105,6 +105,7 @@ def test_interrupted_before_anything_was_read(folder: Path, bert: Path):
 import signal, sys
 from geomhooks import measuring
 from geomhooks.cli.commands import run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 measuring.load_model = lambda *_, **__: signal.raise_signal(signal.SIGINT)
 sys.exit(run(sys.argv[1:]))
 """
