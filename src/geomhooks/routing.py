@@ -276,10 +276,8 @@ def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None
     """Hand one reading to statistics of a site."""
     if site.norm is not None and reading.site.norm_eps is not None:
         reading.taps["gain"], reading.taps["bias"] = site.norm.affine(reading.taps["out"])
-    if site.attention is not None:
-        from geomhooks.anatomy.query_key import query_key_of
-
-        reading.query_key = query_key_of(site.attention.now(), reading.tokens.positions)
+    if site.attention is not None and any(s.reads_attention for s, _ in parts):
+        reading.query_key = site.attention.query_key(reading.tokens.positions)
     for statistic, states in parts:
         if statistic.name not in frame.carry:
             frame.carry[statistic.name] = {}

@@ -11,8 +11,10 @@ from geomhooks.anatomy.describing import Around, Block, linear
 from geomhooks.anatomy.families import Anatomy, Family, Stack
 from geomhooks.anatomy.known import FAMILIES
 from geomhooks.anatomy.parts import Attention, BlockParts, Linear
+from geomhooks.anatomy.query_key import query_key_of
 from geomhooks.errors import AnatomyError
 from geomhooks.frames import unwrap_transforms
+from geomhooks.functional.query_key import QueryKey
 from geomhooks.norms import NormModule
 from geomhooks.sites import find_stacks, unwrap
 
@@ -184,6 +186,10 @@ class LiveAttention:
         if places != self._seen:
             self.latest, self._seen = described(self._family, self._block).attention, places
         return self.latest
+
+    def query_key(self, positions: Tensor) -> QueryKey:
+        """What makes its logits now, of tokens at positions (T,) or (..., T)."""
+        return query_key_of(self.now(), positions)
 
     def _places(self) -> list[tuple[int, torch.device]]:
         own = self._block.module.parameters()

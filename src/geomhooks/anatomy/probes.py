@@ -149,7 +149,7 @@ def key_words(
 ) -> HeadWords:
     r"""From query to key: the words that each head looks for most when it reads a word.
 
-    Of all words E as the block reads them, those whose product with :math:`e\\, W_{QK}` is largest.
+    Of all words E as the block reads them, those whose product with :math:`e\, W_{QK}` is largest.
 
     Args:
         model: or what ``find_anatomy`` found of it.

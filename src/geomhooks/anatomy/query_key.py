@@ -11,7 +11,7 @@ from geomhooks.anatomy.parts import Attention
 from geomhooks.functional.query_key import FrozenNorm, QueryKey, freeze_norm
 from geomhooks.norms import NormModule
 
-__all__ = ["freeze", "query_key_of", "query_key_parts"]
+__all__ = ["freeze", "frozen", "query_key_of", "query_key_parts"]
 
 
 def freeze(attention: Attention, hidden: Tensor) -> FrozenNorm | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.anatomy.parts import MLP, Attention, BlockParts, Sublayer
-from geomhooks.anatomy.query_key import query_key_of
+from geomhooks.anatomy.query_key import frozen, query_key_of
 from geomhooks.errors import AnatomyError
 from geomhooks.functional.query_key import query_key_logits, repeat_heads, visible
 from geomhooks.norms import NormModule
@@ -29,10 +29,9 @@ def normed(states: Tensor, norm: NormModule | None) -> Tensor:
     """States (..., d) as they are after a norm, or as they are where there is none."""
     if norm is None:
         return states
-    gain, bias = norm.affine(states)
-    centred = states - states.mean(-1, keepdim=True) if norm.centred else states
-    length = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
-    return centred / length * gain.to(states) + bias.to(states)
+    fixed = frozen(norm, states)
+    assert fixed.bias is not None
+    return fixed.linear(states) + fixed.bias.to(states)
 
 
 def capped(logits: Tensor, cap: float | None) -> Tensor:

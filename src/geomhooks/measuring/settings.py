@@ -46,14 +46,13 @@ class Settings:
 
 
 def statistics_named(
-    names: Sequence[str], texts: Sequence[str] | None = None, **options: Any
+    names: Sequence[str], texts: Sequence[str], **options: Any
 ) -> list[gh.Statistic]:
     """Statistics by name, each with those of the options that it has.
 
     Args:
         names: of the statistics.
-        texts: names of the texts, each of which is a group of contexts; None where they are not
-            known yet.
+        texts: names of the texts, each of which is a group of contexts.
         options: arguments of the statistics.
 
     Raises:
@@ -69,18 +68,15 @@ def statistics_named(
                 f"{name} needs the geometry of a first pass over the text; in Python give it by "
                 "gh.Attention(geometry)"
             )
-    if GROUPED in names and texts is not None and len(texts) < 2:
+    if GROUPED in names and len(texts) < 2:
         raise ValueError(
             f"{GROUPED} compares groups of contexts, and each text is one; give several by --text, "
             "or in Python labels by watch.tokens(groups=...)"
         )
-    built: list[gh.Statistic] = []
+    built, given = [], {**options, "names": _different(texts)}
     for name in names:
-        if name == GROUPED and texts is not None:
-            built.append(gh.GroupMeans(names=_different(texts)))
-            continue
         takes = signature(known[name]).parameters
-        built.append(known[name](**{key: options[key] for key in options if key in takes}))
+        built.append(known[name](**{key: given[key] for key in given if key in takes}))
     return built
 
 
