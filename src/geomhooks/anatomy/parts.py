@@ -34,6 +34,8 @@ class Linear(NamedTuple):
     """(inputs, outputs)"""
     bias: Tensor | None
     """(outputs,)"""
+    module: nn.Module | None = None
+    """the module that is called with x and returns y, where there is one"""
 
     def split(self, *sizes: int) -> list[Linear]:
         """Of a fused projection, such as query, key and value side by side, each.
@@ -88,6 +90,8 @@ class Output(NamedTuple):
     """(H, k, d)"""
     bias: Tensor | None
     """(d,)"""
+    module: nn.Module | None = None
+    """the module that is called with the x_h side by side, where there is one"""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ class Attention:
         cross: keys and values are made of another stack's output.
         check: raises where a call of the block, by its arguments' names, shows queries other keys
             than ``causal`` says; None where the block itself decides which.
+        adds: the module whose output it adds, where it is not that of ``output``, as in
+            torch.nn.MultiheadAttention, which does not call its last projection.
     """
 
     name: str
@@ -143,6 +149,7 @@ class Attention:
     softcap: float | None = None
     cross: bool = False
     check: Callable[[Mapping[str, Any]], None] | None = None
+    adds: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,18 @@ class Sublayer:
         if isinstance(self.part, MLP):
             return "mlp"
         return "cross_attention" if self.part.cross else "attention"
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose output is added, times ``scale``, to the state; None where none is.
+
+        In training what is added may have gone through dropout after it.
+        """
+        if self.after is not None:
+            return self.after.module
+        if isinstance(self.part, MLP):
+            return self.part.down.module
+        return self.part.output.module if self.part.adds is None else self.part.adds
 
 
 @dataclass(frozen=True)
