@@ -94,6 +94,7 @@ class Tokens:
         last: (B,) the context that each row ended with, or None where the user states contexts.
         end: how many positions a cache of these rows holds afterwards.
         ids: (B, T) int64 ids of the tokens, or None where the call has none of that shape.
+        present: (B, T) bool, the entries that no mask hides, some of which may not be counted.
     """
 
     real: Tensor
@@ -111,6 +112,7 @@ class Tokens:
     last: Tensor | None = None
     end: int | Tensor = 0
     ids: Tensor | None = None
+    present: Tensor | None = None
 
     @cached_property
     def arrays(self) -> TokenArrays:
@@ -239,7 +241,7 @@ class Tokens:
         part = copy.copy(self)
         part.forget_views()
         part.rows = None
-        for name in ("real", "positions", "first", "segments", "ids"):
+        for name in ("real", "positions", "first", "segments", "ids", "present"):
             value = getattr(self, name)
             setattr(part, name, None if value is None else value[rows])
         return part
@@ -379,6 +381,7 @@ class TokenStream:
         tokens.end = self._on(call.past, device) + length
         if call.text and call.ids is not None and tuple(call.ids.shape) == (batch, length):
             tokens.ids = call.ids.to(device)
+        tokens.present = real
         tokens.interval = (
             start is not None and not masked and tokens.rows is None and tokens.segments is None
         )

@@ -234,7 +234,9 @@ def test_origins_without_own_means_keep_them_in_the_correction() -> None:
     own, other = Origins.begin(state), Origins.begin(state, own_means=False)
     own.pass_norm(norm, state)
     other.pass_norm(norm, state)
-    factor = norm.module.weight.detach() / (state.var(-1, correction=0)[..., None] + norm.eps).sqrt()  # type: ignore[operator]
+    factor = (
+        norm.module.weight.detach() / (state.var(-1, correction=0)[..., None] + norm.eps).sqrt()
+    )  # type: ignore[operator]
     close(other.rows["tokens"], state * factor, torch.ones(1, 2, dtype=torch.bool))
     close(own.rows["tokens"], (state - state.mean(-1, keepdim=True)) * factor,
           torch.ones(1, 2, dtype=torch.bool))  # fmt: skip

@@ -71,7 +71,7 @@ class Origins:
             source: there is a term for attention to an encoder.
             own_means: see the class.
         """
-        state = as_float(embedded)
+        state = as_float(embedded).clone()  # whose memory may be used again
         nothing = torch.zeros_like(state)
         rows = {name: nothing for name in ORIGINS if source or name != "source"}
         origins = cls(rows | {"tokens": state}, own_means)
@@ -97,6 +97,10 @@ class Origins:
     def copy(self) -> Origins:
         """Terms that change by themselves."""
         return Origins(dict(self.rows), self.own_means)
+
+    def to(self, device: torch.device) -> None:
+        """Take the terms to where the next block is."""
+        self.rows = {name: row.to(device) for name, row in self.rows.items()}
 
     def pass_norm(self, norm: NormModule, state: Tensor) -> None:
         """What a norm makes of each term of a state (B, T, d)."""

@@ -115,6 +115,10 @@ class Terms:
         """Terms that change by themselves."""
         return Terms({name: rows.clone() for name, rows in self.rows.items()}, self.split)
 
+    def to(self, device: torch.device) -> None:
+        """Take the terms to where the next block is."""
+        self.rows = {name: rows.to(device) for name, rows in self.rows.items()}
+
     def pass_norm(self, norm: NormModule, state: Tensor) -> None:
         """What a norm makes of each term of a state (B, T, d)."""
         factor, shift = affine(norm, state.to(self.rows["input"]))
