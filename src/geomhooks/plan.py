@@ -14,6 +14,7 @@ from geomhooks.errors import SchemaError, SiteError
 from geomhooks.files import first_key_of, pack_state, restore_tensors, unpack_state
 from geomhooks.norms import NormModule
 from geomhooks.openers import Opener, width_from_config
+from geomhooks.running import Look
 from geomhooks.second_moment import SecondMoment
 from geomhooks.sites import Place
 from geomhooks.state import Shift, SiteState, State, StreamState
@@ -42,6 +43,7 @@ class SitePlan:
     whole_stack: bool
     block: LiveBlock | None = None
     lens: LiveLens | None = None
+    looks: list[Look] = field(default_factory=list)
     needs: frozenset[str] = frozenset()
     parts: Parts = field(default_factory=list)
     shortcut: Any = None
@@ -58,6 +60,11 @@ class SitePlan:
     def attention(self) -> Attention | None:
         """The block's attention as it was when the plan was made, where a statistic uses it."""
         return self.block.latest.attention if self.uses("query_key") and self.block else None
+
+    @property
+    def sublayers(self) -> int:
+        """How many sublayers the block has."""
+        return 0 if self.block is None else len(self.block.latest.sublayers)
 
     def uses(self, what: str) -> bool:
         """Some statistic uses this of the model's anatomy."""
@@ -200,6 +207,7 @@ class Plan:
         positions = self.positions[site.stream]
         norm = site.norm if has_input else None
         attention = site.attention
+        sublayers = site.block.latest.heads if site.looks and site.block else {}
         info = Site(
             place.name,
             width,
@@ -213,6 +221,7 @@ class Plan:
             norm.eps if norm else None,
             norm.centred if norm else False,
             *((0, "") if attention is None else (attention.heads, attention.site)),
+            sublayers,
         )
         own = {s.name: s.accumulators(info) for s in site.statistics if s.scope == "site"}
         streams = self.state.streams

@@ -255,11 +255,15 @@ class Subject:
 
 
 def dense(model: Stack, contexts: Sequence[Context], dtype: torch.dtype) -> dict[str, Observations]:
-    """All hidden states at each site: each context run alone, and read by hooks of our own."""
+    """All hidden states at each site: each context run alone, and read by hooks of our own.
+
+    Of a block also what its sublayers are given and what they give.
+    """
     sites: dict[str, list[np.ndarray]] = {}
 
-    def keep(name: str, states: Tensor) -> None:
-        sites.setdefault(name, []).append(states.detach().double().numpy()[0])
+    def keep(name: str, *states: Tensor) -> None:
+        found = [one.detach().double().numpy()[0] for one in states]
+        sites.setdefault(name, []).append(np.stack(found, 1) if len(found) > 1 else found[0])
 
     handles = [
         model.blocks[0].register_forward_pre_hook(lambda _, inputs: keep("blocks.0@in", inputs[0]))
@@ -268,15 +272,27 @@ def dense(model: Stack, contexts: Sequence[Context], dtype: torch.dtype) -> dict
         handles.append(
             block.register_forward_hook(lambda _, __, out, name=f"blocks.{index}": keep(name, out))
         )
+        handles += [
+            block.get_submodule(part).register_forward_hook(
+                lambda _, inputs, out, name=f"blocks.{index}.{part}": keep(name, *inputs, out)
+            )
+            for part in ("turn", "push")
+        ]
     for context in contexts:
         model(inputs_embeds=torch.from_numpy(context.embeddings).to(dtype)[None])
     for handle in handles:
         handle.remove()
     positions = np.concatenate([context.positions for context in contexts])
     ids = np.concatenate([np.full(len(context.positions), context.id) for context in contexts])
-    return {
-        name: Observations(np.concatenate(parts), positions, ids) for name, parts in sites.items()
-    }
+    found = {}
+    for name, parts in sites.items():
+        states = np.concatenate(parts)
+        if states.ndim == 2:
+            inner = [sites[f"{name}.{n}"] for n in ("turn", "push") if f"{name}.{n}" in sites]
+            none = np.empty((len(states), 0, 2, states.shape[1]))
+            added = np.stack([np.concatenate(part) for part in inner], 1) if inner else none
+            found[name] = Observations(states, positions, ids, added)
+    return found
 
 
 def flatten(results: Any, prefix: str = "") -> dict[str, Any]:

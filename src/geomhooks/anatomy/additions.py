@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from geomhooks.anatomy.parts import BlockParts, Kind, Sublayer
+from geomhooks.anatomy.parts import MLP, BlockParts, Sublayer
+from geomhooks.anatomy.query_key import frozen
 from geomhooks.anatomy.rebuilding import normed
 from geomhooks.functional.shapes import as_float
 from geomhooks.norms import NormModule
@@ -29,6 +30,8 @@ class Written(NamedTuple):
 class Addition(NamedTuple):
     """What one sublayer adds, and to what: the state after it is closing(state + added)."""
 
+    name: str
+    """of the sublayer in its block: its kind, and where there are several a number, as mlp_2"""
     sublayer: Sublayer
     state: Tensor
     """(..., T, d) that it is added to"""
@@ -39,10 +42,26 @@ class Addition(NamedTuple):
     mixed: Tensor | None = None
     """(..., T, H k) the heads side by side, before the projection from them; None if not seen"""
 
-    @property
-    def kind(self) -> Kind:
-        """What it is of: "attention", "cross_attention" or "mlp"."""
-        return self.sublayer.kind
+    def of_heads(self) -> tuple[Tensor, Tensor]:
+        """(..., T, H, k) and (H, k, d) whose products are what each head adds, up to biases.
+
+        A norm after the sublayer is in them as it acts on the sum of all.
+
+        Raises:
+            ValueError: the sublayer has no heads, or what they mix was not looked at.
+        """
+        part = self.sublayer.part
+        if isinstance(part, MLP) or self.mixed is None:
+            raise ValueError(f"what heads mix in the {self.name} was not looked at")
+        weight = self.sublayer.scale * as_float(part.output.weight)
+        mixed = as_float(self.mixed).reshape(*self.mixed.shape[:-1], *weight.shape[:2])
+        if self.sublayer.after is None:
+            return mixed, weight
+        norm = frozen(self.sublayer.after, as_float(self.raw))
+        if norm.centred:
+            weight = weight - weight.mean(-1, keepdim=True)
+        weight = weight if norm.gain is None else weight * norm.gain.to(weight)
+        return mixed * norm.scale[..., None, None].to(mixed), weight
 
     @property
     def sum(self) -> Tensor:
@@ -77,7 +96,7 @@ def additions_of(
         >>> block = find_anatomy(model).stack().blocks[0]
         >>> one, two = torch.ones(1, 3, 8), torch.full((1, 3, 8), 2.0)
         >>> found = additions_of(block, 5 * one, [Written(one), Written(two)])
-        >>> [(a.kind, float(a.state[0, 0, 0]), float(a.added[0, 0, 0])) for a in found]
+        >>> [(a.name, float(a.state[0, 0, 0]), float(a.added[0, 0, 0])) for a in found]
         [('attention', 5.0, 1.0), ('mlp', 6.0, 2.0)]
         >>> bool((add_up(block, 5 * one, found) == 8).all())
         True
@@ -88,7 +107,7 @@ def additions_of(
             "given; give None for one that did not run"
         )
     found: list[Addition] = []
-    for sublayer, seen in zip(block.sublayers, written, strict=True):
+    for name, sublayer, seen in zip(block.names, block.sublayers, written, strict=True):
         if seen is None:
             continue
         state = found[-1].left if found else hidden
@@ -97,7 +116,7 @@ def additions_of(
             state = normed_alike(read, sublayer.part.norm)
         added = seen.out if sublayer.scale == 1 else sublayer.scale * seen.out
         raw = seen.out if seen.raw is None else seen.raw
-        found.append(Addition(sublayer, state, added, raw, seen.mixed))
+        found.append(Addition(name, sublayer, state, added, raw, seen.mixed))
     return tuple(found)
 
 

@@ -234,6 +234,20 @@ class BlockParts:
     scale: float = 1.0
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each sublayer: its kind, and where there are several a number, as mlp_2."""
+        kinds = [sublayer.kind for sublayer in self.sublayers]
+        before = (kinds[:index].count(kind) for index, kind in enumerate(kinds))
+        return tuple(f"{k}_{n + 1}" if n else k for k, n in zip(kinds, before, strict=True))
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """The number of heads of each sublayer by its name, 0 for those without."""
+        parts = (sublayer.part for sublayer in self.sublayers)
+        numbers = (part.heads if isinstance(part, Attention) else 0 for part in parts)
+        return dict(zip(self.names, numbers, strict=True))
+
+    @property
     def attention(self) -> Attention:
         """Its self-attention.
 

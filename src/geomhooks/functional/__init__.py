@@ -95,6 +95,7 @@ from geomhooks.functional.two_way import (
     singular_value_floor,
     variance_components,
 )
+from geomhooks.functional.updates import HeadWrites, UpdateParts, head_writes, update_parts
 from geomhooks.functional.virtual_matrices import (
     FoldedHeads,
     LogitTerms,
@@ -123,6 +124,7 @@ __all__ = [
     "FoldedHeads",
     "FrozenNorm",
     "GroupMoments",
+    "HeadWrites",
     "Incoherence",
     "KernelFactors",
     "LogitShares",
@@ -144,6 +146,7 @@ __all__ = [
     "Similarity",
     "SphereDistances",
     "SymmetricPart",
+    "UpdateParts",
     "ValueOutputMap",
     "WeightAlignment",
     "WordScores",
@@ -169,6 +172,7 @@ __all__ = [
     "freeze_norm",
     "group_moments",
     "group_similarity",
+    "head_writes",
     "incoherence",
     "kernel_factorisation",
     "leading_share",
@@ -209,6 +213,7 @@ __all__ = [
     "symmetric_part",
     "unit_rows",
     "universal_threshold",
+    "update_parts",
     "value_output_map",
     "variance_components",
     "weight_alignment",
