@@ -16,7 +16,9 @@ from geomhooks.second_moment import SecondMoment
 from geomhooks.snapshot import Geometry, load, merge
 from geomhooks.statistics import (
     Attention,
+    Components,
     Covariance,
+    FeedForwardFit,
     GroupMeans,
     PosCtx,
     Sphere,
@@ -30,7 +32,9 @@ from geomhooks.watcher import Watch, watch
 __all__ = [
     "Accumulator",
     "Attention",
+    "Components",
     "Covariance",
+    "FeedForwardFit",
     "Geometry",
     "GeomhooksError",
     "GroupMeans",

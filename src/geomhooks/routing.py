@@ -166,6 +166,20 @@ class Routing:
         if running is not None:
             running.keep(look, name, tensor, found, borrowed)
 
+    def keep_embedded(self, site: SitePlan, into: Tensor | None, *, borrowed: bool) -> None:
+        """Keep what goes into a norm of embeddings, until the first block's input is read.
+
+        Args:
+            site: that input.
+            into: what the norm shows.
+            borrowed: its memory is good for the time of this call only.
+        """
+        frame = self._frames[-1] if self._frames else None
+        if frame is not None and frame.counts and into is not None:
+            name = site.place.name
+            tensor = unwrap_transforms(into, name).detach()
+            frame.embedded[name] = tensor.clone() if borrowed else tensor
+
     def _make_lone_frame(self, site: SitePlan) -> Frame:
         """For a site that is called by itself, outside of any call that opens a stream."""
         counts = self._schedule.counts_mode(site.place.module.training)
@@ -265,6 +279,7 @@ class Routing:
                 taps["in"] = before
             reading = Reading(state.site, taps, tokens, reductions, shift, plans, {})
             if seen is not None and before is not None and site.block is not None:
+                reading.block = site.block.now()
                 reading.additions = site.block.additions(before, seen)
             update(site, parts, frame, reading)
             state.forwards.value.add_(1)
@@ -371,11 +386,18 @@ def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None
     """Hand one reading to statistics of a site."""
     if site.norm is not None and reading.site.norm_eps is not None:
         reading.taps["gain"], reading.taps["bias"] = site.norm.affine(reading.taps["out"])
-    used = {what for statistic, _ in parts for what in statistic.uses}
-    if "query_key" in used and site.block is not None:
+    if site.block is not None and any("query_key" in s.uses for s, _ in parts):
         reading.query_key = site.block.query_key(reading.tokens.positions)
-    if "logit_lens" in used and site.lens is not None:
+    if site.lens is not None and any("logit_lens" in s.uses for s, _ in parts):
         reading.lens = site.lens.now()
+    if site.around is not None:
+        reading.stack = site.around
+        embedded = frame.embedded.pop(site.place.name, None)
+        if embedded is not None:
+            grid = reading.taps["out"].shape[:2]
+            reading.taps["embedded"] = to_batch_time_width(
+                embedded, site.place.name, site.layout, (grid[0], grid[1])
+            )
     for statistic, states in parts:
         if statistic.name not in frame.carry:
             frame.carry[statistic.name] = {}

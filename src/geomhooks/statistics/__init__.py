@@ -2,7 +2,9 @@
 
 from geomhooks.statistics.attention import Attention
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
+from geomhooks.statistics.components import Components
 from geomhooks.statistics.covariance import Covariance
+from geomhooks.statistics.feed_forward_fit import FeedForwardFit
 from geomhooks.statistics.group_means import GroupMeans
 from geomhooks.statistics.pos_ctx import PosCtx
 from geomhooks.statistics.sphere import Sphere
@@ -12,7 +14,9 @@ __all__ = [
     "LAWS",
     "REGISTRY",
     "Attention",
+    "Components",
     "Covariance",
+    "FeedForwardFit",
     "GroupMeans",
     "PosCtx",
     "Reading",
@@ -24,5 +28,15 @@ __all__ = [
 
 # By the name that files know them by; files never run code, so no others are.
 REGISTRY: dict[str, type[Statistic]] = {
-    kind.name: kind for kind in (PosCtx, Sphere, Covariance, GroupMeans, Attention, Updates)
+    kind.name: kind
+    for kind in (
+        PosCtx,
+        Sphere,
+        Covariance,
+        GroupMeans,
+        Attention,
+        Updates,
+        Components,
+        FeedForwardFit,
+    )
 }

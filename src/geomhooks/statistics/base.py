@@ -16,6 +16,8 @@ from geomhooks.tokens import Tokens, TokenStream
 
 if TYPE_CHECKING:
     from geomhooks.anatomy.additions import Addition
+    from geomhooks.anatomy.families import Stack
+    from geomhooks.anatomy.parts import BlockParts
     from geomhooks.functional.logit_lens import LogitLens
     from geomhooks.functional.query_key import QueryKey
     from geomhooks.reductions import Reduced
@@ -59,6 +61,8 @@ class Site:
         source: of such a block, the site where the hidden states that come in are watched.
         sublayers: of a block, where a statistic uses its additions, the names of its sublayers in
             order, and how many heads each has, 0 for none.
+        depth: where a statistic uses the stack, how many of its blocks have run, this one included.
+        reads_source: of such a stack, its blocks have attention to another one.
     """
 
     name: str
@@ -75,6 +79,8 @@ class Site:
     heads: int = 0
     source: str = ""
     sublayers: Mapping[str, int] = field(default_factory=dict)
+    depth: int = 0
+    reads_source: bool = False
 
 
 @dataclass(slots=True)
@@ -95,7 +101,9 @@ class Reading:
         lens: what makes the head's logits of the tap "out", where a statistic ``uses`` it, else
             None.
         additions: what each sublayer of a block adds to the tap "in", in order, where a statistic
-            ``uses`` it, else empty.
+            ``uses`` it, else empty; and then
+        block: the parts of that block.
+        stack: the stack that the site is in, where a statistic ``uses`` it, else None.
     """
 
     site: Site
@@ -108,6 +116,8 @@ class Reading:
     query_key: QueryKey | None = None
     lens: LogitLens | None = None
     additions: tuple[Addition, ...] = ()
+    block: BlockParts | None = None
+    stack: Stack | None = None
 
 
 class Statistic(ABC):
@@ -143,7 +153,10 @@ class Statistic(ABC):
       final norm and the head, or the embeddings of a model without one.
     - "additions", at blocks: ``reading.additions``, a :class:`geomhooks.anatomy.Addition` of each
       sublayer that ran: what it adds, and to what. In training that is before dropout. With "heads"
-      also what the heads mix, before their projection.
+      also what the heads mix, before their projection. ``reading.block`` has the block's parts.
+    - "stack", at the input of the first block of a stack and at all its blocks: ``reading.stack``,
+      what is around them; and where a norm of embeddings comes before the first block, at its input
+      the tap "embedded", what went into that norm.
 
     Sums of products x x^T of the states are had by :meth:`second_moment_target`, and a statistic
     that looks at some forwards only says at which by :meth:`takes`.

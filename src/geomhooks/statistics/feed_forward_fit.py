@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
 from geomhooks.errors import SiteError
@@ -105,10 +104,12 @@ class FeedForwardFit(Statistic):
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:
         """Add one forward."""
+        from geomhooks.anatomy.rebuilding import normed
+
         for addition in reading.additions:
             if addition.name == "mlp":
-                read = reading.taps["in"] if reading.parallel else addition.state
-                both = torch.cat([addition.read(read), as_float(addition.raw)], -1)
+                read = normed(as_float(addition.read), addition.sublayer.part.norm)
+                both = torch.cat([read, as_float(addition.raw)], -1)
                 both = both.to(state["moment"]["outer"].dtype)
                 keep = reading.reductions.keep & torch.isfinite(both.sum(-1))
                 add_products([state["moment"]], both, keep, torch.zeros_like(both[0, 0]))
