@@ -667,6 +667,47 @@ def updates(
     return flat
 
 
+def components(
+    terms: dict[str, np.ndarray], positions: np.ndarray, contexts: np.ndarray
+) -> Numbers:
+    """What Components reports of a site.
+
+    Args:
+        terms: (N, d) of each, by name.
+        positions: (N,) of the tokens.
+        contexts: (N,) ids.
+    """
+    state = sum(terms.values())
+    assert isinstance(state, np.ndarray)
+    length, number = np.linalg.norm(state, axis=-1), len(state)
+    flat: Numbers = {}
+    means: dict[str, list[np.ndarray]] = {}
+    ids, of_context = np.unique(contexts, return_inverse=True)
+    for name, term in terms.items():
+        size = np.linalg.norm(term, axis=-1)
+        with np.errstate(invalid="ignore"):
+            found = {
+                "importance": PerToken((term * state).sum(-1) / length**2, size / length),
+                "cosine": PerToken((term * state).sum(-1) / (size * length), np.ones(number)),
+                "l2": PerToken(np.linalg.norm(term - state, axis=-1), size + length),
+                "norm_ratio": PerToken(size / length, size / length),
+            }
+        for what, numbers in found.items():
+            rows = [numbers.value[of_context == c].mean() for c in range(len(ids))]
+            means.setdefault(what, []).append(np.array(rows))
+            if np.isnan(numbers.value).any():
+                continue  # the cosine of a term that is nothing
+            flat |= prefixed(f"{what}.{name}.", moments(numbers))
+            at_position = moments_at_position(numbers, positions)
+            flat |= prefixed(f"{what}.{name}.at_position.", at_position)
+    for what, columns in means.items():
+        table = np.stack(columns, 1)
+        size = np.nanmax(np.abs(table), initial=1.0)
+        flat[f"by_context.{what}"] = relative_to(np.full(table.shape, size), table)
+    flat |= {"by_context.context_id": exact(ids), "left_out": exact(0)}
+    return flat | prefixed("gap.", moments(PerToken(np.zeros(number), np.ones(number))))
+
+
 def written(state: np.ndarray, head: np.ndarray) -> dict[str, PerToken]:
     """What one head adds to a state, relative to the state's centred radius."""
     size = np.linalg.norm(head, axis=-1) / np.linalg.norm(centred(state), axis=-1)

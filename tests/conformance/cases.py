@@ -37,6 +37,7 @@ from tests.reference import (
     Numbers,
     Observations,
     attention,
+    components,
     covariance,
     exact,
     group_means,
@@ -217,6 +218,22 @@ def updates_of_blocks(dense: Dense) -> dict[str, Numbers]:
     return numbers
 
 
+def components_of_blocks(dense: Dense) -> dict[str, Numbers]:
+    """Of all sites: the blocks have no biases, and nothing but their sublayers."""
+    numbers, terms = {}, {}
+    for site, seen in dense.items():
+        if seen.added is None or not seen.added.shape[1]:
+            nothing = np.zeros_like(seen.states)
+            terms = {"input": seen.states, "attention": nothing, "feed_forward": nothing}
+            terms["correction"] = nothing
+        else:
+            turned, pushed = seen.added[:, 0, 1], seen.added[:, 1, 1]
+            terms = terms | {"attention": terms["attention"] + turned}
+            terms = terms | {"feed_forward": terms["feed_forward"] + pushed}
+        numbers[site] = components(terms, seen.positions, seen.contexts)
+    return numbers
+
+
 def extent(dense: Dense) -> dict[str, Numbers]:
     norms = [np.linalg.norm(seen.states, axis=-1) for seen in dense.values()]
     return {
@@ -275,6 +292,12 @@ CASES = {
             lambda: gh.Updates(heads=True),
             updates_of_blocks,
             lambda geometry, site: geometry[site].updates,
+        ),
+        Case(
+            "components",
+            lambda: gh.Components(contexts=64),
+            components_of_blocks,
+            lambda geometry, site: geometry[site].components,
         ),
         Case(
             "sphere",

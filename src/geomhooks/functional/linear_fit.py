@@ -10,6 +10,9 @@ from torch import Tensor
 __all__ = ["LinearFit", "linear_fit"]
 
 
+SMALLEST = 1e-12  # variance of a direction that is one, relative to the largest
+
+
 class LinearFit(NamedTuple):
     """A least-squares fit y = A x + b."""
 
@@ -22,7 +25,7 @@ class LinearFit(NamedTuple):
     weight: Tensor
     """(m, n) A"""
     rank: Tensor
-    """() of the covariance of x, as far as float64 tells; less than n where x has no freedom"""
+    """() of the covariance of x; less than n where x has no freedom, as after a norm"""
 
 
 def linear_fit(covariance: Tensor, inputs: int) -> LinearFit:
@@ -33,7 +36,8 @@ def linear_fit(covariance: Tensor, inputs: int) -> LinearFit:
     over the same samples that it was fitted to, as in T. Mickus, D. Paperno, M. Constant, "How to
     Dissect a Muppet" (TACL 2022), where x and y are what goes into a feed-forward layer and what
     comes out, both standardised, which changes no R^2. With fewer samples than n + 1 every fit is
-    perfect and says nothing.
+    perfect and says nothing. Directions in which x varies less than float32 tells, with less than
+    1e-12 of the largest variance of its standardised entries, count as constant.
 
     Args:
         covariance: (n + m, n + m) of x and y side by side.
@@ -63,8 +67,7 @@ def linear_fit(covariance: Tensor, inputs: int) -> LinearFit:
     scale = xx.diagonal().clamp(min=0).sqrt()
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
     values, vectors = torch.linalg.eigh(inverse[:, None] * xx * inverse)
-    limit = values.amax().clamp(min=0) * inputs * torch.finfo(values.dtype).eps
-    there = values > limit
+    there = values > SMALLEST * values.amax().clamp(min=0)
     along = vectors.T @ (inverse[:, None] * xy)
     weighted = torch.where(there, 1 / values.masked_fill(~there, 1.0), 0.0)[:, None] * along
     fitted = (along * weighted).sum(0)

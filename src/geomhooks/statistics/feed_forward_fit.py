@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
 from geomhooks.errors import SiteError
@@ -21,6 +22,13 @@ from geomhooks.tokens import TokenStream
 from geomhooks.turns import Turns, check_fraction
 
 __all__ = ["FeedForwardFit"]
+
+
+class AboutZero(SecondMoment):
+    """Sums of products of vectors that are none of the site's states, about no shift."""
+
+    def rebase(self, delta: Tensor, followed: Any) -> None:
+        """Nothing: the site's shift is not theirs."""
 
 
 class FeedForwardFit(Statistic):
@@ -93,7 +101,7 @@ class FeedForwardFit(Statistic):
                 f"FeedForwardFit is of a block's feed-forward layer, and {site.name!r} has "
                 f"{', '.join(site.sublayers) or 'nothing that is known'}; watch other blocks"
             )
-        moment = SecondMoment(2 * site.width)
+        moment = AboutZero(2 * site.width)
         if moment.nbytes > self.max_bytes:
             raise SiteError(
                 f"the state of FeedForwardFit for site {site.name!r} (d = {site.width}) would take "
