@@ -136,12 +136,13 @@ def describe(block: Block) -> BlockParts:
     """
     weights = {name: torch.from_numpy(w) for name, w in head_weights(block.index).items()}
     query, key = (Heads(weights[n], weights[f"{n}_bias"]) for n in ("query", "key"))
+    value = Heads(torch.zeros(HEADS, WIDTH, WIDTH // HEADS), None)
     turn, push = block.find("turn"), block.find("push")
     scale = unwrap_transforms(turn.scale, block.name).detach()
     output = Output(torch.diag(scale).flip(0).view(HEADS, -1, WIDTH), None, turn)
     attention = Attention(
         block.name, block.name, block.module, block.site, HEADS, KEY_HEADS, SCALE, True, None,
-        None, query, key, key, output,
+        None, query, key, value, output,
     )  # fmt: skip
     down = Linear(torch.zeros(1, WIDTH), None, push)
     up = Linear(torch.zeros(WIDTH, 1), None)
@@ -230,7 +231,7 @@ def components_of_blocks(dense: Dense) -> dict[str, Numbers]:
             turned, pushed = seen.added[:, 0, 1], seen.added[:, 1, 1]
             terms = terms | {"attention": terms["attention"] + turned}
             terms = terms | {"feed_forward": terms["feed_forward"] + pushed}
-        numbers[site] = components(terms, seen.positions, seen.contexts)
+        numbers[site] = components(terms, seen)
     return numbers
 
 
