@@ -415,6 +415,9 @@ def attention(
             f"{prefix}covariance": relative_to(most, covariance.reshape(*five, 5, 5)),
         }
         if not prefix:
+            # What the query's biases make of the four parts of a key's state.
+            of_state = covariance.reshape(*five, 5, 5)[:, 4, :4, 4, :4].sum((1, 2))
+            numbers["key_only"] = relative_to(size, of_state / variance)
             averages = zip(PAIRS, shares.mean(0), strict=True)
             numbers |= {f"mean_shares.{pair}": relative_to(size, v) for pair, v in averages}
     pairs = sum(piece.shape[1] for piece in raw[0])

@@ -30,7 +30,13 @@ from geomhooks.functional.group_means import (
     standard_errors,
 )
 from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
-from geomhooks.functional.logit_shares import LogitShares, LogitSums, logit_shares, logit_sums
+from geomhooks.functional.logit_shares import (
+    LogitShares,
+    LogitSums,
+    key_only_share,
+    logit_shares,
+    logit_sums,
+)
 from geomhooks.functional.low_rank import (
     FactoredSVD,
     SymmetricPart,
@@ -171,6 +177,7 @@ __all__ = [
     "group_similarity",
     "incoherence",
     "kernel_factorisation",
+    "key_only_share",
     "leading_share",
     "logit_shares",
     "logit_sums",
