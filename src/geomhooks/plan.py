@@ -31,7 +31,11 @@ Parts = list[tuple[Statistic, Mapping[str, Accumulator]]]  # statistics, each wi
 
 @dataclass
 class SitePlan:
-    """A site, the statistics taken there, and how its tensor is read."""
+    """A site, the statistics taken there, and how its tensor is read.
+
+    Attributes:
+        time_axis: of a norm over the entries of each head, once a forward has told.
+    """
 
     place: Place
     statistics: list[Statistic]
@@ -40,6 +44,7 @@ class SitePlan:
     norm: NormModule | None
     whole_stack: bool
     attention: LiveAttention | None = None
+    time_axis: int | None = None
     needs: frozenset[str] = frozenset()
     parts: Parts = field(default_factory=list)
     shortcut: Any = None
@@ -129,11 +134,24 @@ class Plan:
             )
 
     def prepare_site(
-        self, site: SitePlan, hidden: Tensor, before: Tensor | None, resolved: Mapping[Any, Any]
+        self,
+        site: SitePlan,
+        hidden: Tensor,
+        before: Tensor | None,
+        grid: tuple[int, int],
+        resolved: Mapping[Any, Any],
     ) -> SiteState:
-        """Allocate at the first forward, or check what was allocated before it."""
+        """Allocate at the first forward, or check what was allocated before it.
+
+        Args:
+            site: where.
+            hidden: (B, T, d), at a norm of heads (H B, T, k).
+            before: what came in, as ``hidden``.
+            grid: (B, T).
+            resolved: the tokens that the forward has shown.
+        """
         has_input = before is not None and before.shape == hidden.shape
-        stream = self._stream_name(site.stream, hidden.shape[:2], resolved)
+        stream = self._stream_name(site.stream, grid, resolved)
         state = self.state.sites.get(site.place.name)
         wanted = (hidden.shape[-1], has_input, stream, hidden.device)
         if state is not None:
@@ -188,6 +206,8 @@ class Plan:
         place = site.place
         positions = self.positions[site.stream]
         norm, live = site.norm if has_input else None, site.attention
+        if norm is not None and norm.width not in (None, width):
+            norm = None  # it norms something else than the entries of this site's states
         info = Site(
             place.name,
             width,
