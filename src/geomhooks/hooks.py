@@ -219,8 +219,7 @@ class ReadOutput(_Read):
 
     def __init__(self, watch: Router, site: SitePlan) -> None:
         super().__init__(watch, site)
-        attention = None if site.attention is None else site.attention.latest
-        self.check = None if attention is None else attention.check
+        self.check = None if site.attention is None else site.attention.check
         self.parameters = () if self.check is None else parameters_of(site.place.module)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

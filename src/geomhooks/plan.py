@@ -22,7 +22,8 @@ from geomhooks.tokens import TokenStream
 from geomhooks.two_way import TwoWay
 
 if TYPE_CHECKING:
-    from geomhooks.anatomy.finding import LiveAttention
+    from geomhooks.anatomy.live import LiveBlock, LiveLens
+    from geomhooks.anatomy.parts import Attention
 
 __all__ = ["Parts", "Plan", "SitePlan"]
 
@@ -43,7 +44,8 @@ class SitePlan:
     layout: str | None
     norm: NormModule | None
     whole_stack: bool
-    attention: LiveAttention | None = None
+    block: LiveBlock | None = None
+    lens: LiveLens | None = None
     time_axis: int | None = None
     needs: frozenset[str] = frozenset()
     parts: Parts = field(default_factory=list)
@@ -56,6 +58,15 @@ class SitePlan:
     def wants_input(self) -> bool:
         """Some statistic reads the module's input."""
         return any("in" in (*s.taps, *s.optional_taps) for s in self.statistics)
+
+    @property
+    def attention(self) -> Attention | None:
+        """The block's attention as it was when the plan was made, where a statistic uses it."""
+        return self.block.latest.attention if self.uses("query_key") and self.block else None
+
+    def uses(self, what: str) -> bool:
+        """Some statistic uses this of the model's anatomy."""
+        return any(what in statistic.uses for statistic in self.statistics)
 
     def bind(self, state: State, site: SiteState) -> None:
         """Say once, when its state is there, what every forward at this site does."""
@@ -205,9 +216,10 @@ class Plan:
     ) -> SiteState:
         place = site.place
         positions = self.positions[site.stream]
-        norm, live = site.norm if has_input else None, site.attention
+        norm = site.norm if has_input else None
         if norm is not None and norm.width not in (None, width):
             norm = None  # it norms something else than the entries of this site's states
+        attention = site.attention
         info = Site(
             place.name,
             width,
@@ -220,7 +232,7 @@ class Plan:
             site.whole_stack,
             norm.eps if norm else None,
             norm.centred if norm else False,
-            *((0, "") if live is None else (live.latest.heads, live.latest.site)),
+            *((0, "") if attention is None else (attention.heads, attention.site)),
         )
         own = {s.name: s.accumulators(info) for s in site.statistics if s.scope == "site"}
         streams = self.state.streams

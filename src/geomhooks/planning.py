@@ -41,6 +41,7 @@ __all__ = ["make_plan"]
 DEFAULT_OPEN = 256
 TIME_FIRST = "t b d -> b t d"
 AVAILABLE_TAPS = ("out", "in", "gain", "bias")
+AVAILABLE_PARTS = ("query_key", "logit_lens")
 
 
 def make_plan(
@@ -102,7 +103,7 @@ def make_plan(
         )
         for p in chosen_places
     ]
-    describe_attention(root, plans)
+    describe_parts(root, plans)
     stated = {s.positions for s in by_name.values() if s.positions is not None}
     if len(stated) > 1:
         raise SiteError(
@@ -137,30 +138,49 @@ def make_plan(
     )
 
 
-def describe_attention(root: nn.Module, plans: Iterable[SitePlan]) -> None:
-    """Find the attention of the blocks where a statistic reads it.
+def describe_parts(root: nn.Module, plans: Iterable[SitePlan]) -> None:
+    """Find what statistics use of the model's anatomy.
 
     Raises:
-        AnatomyError: the model is of no family that is known.
-        SiteError: such a statistic is to be taken at what is no block of the model.
+        AnatomyError: the model is of no family that is known, or lacks what is used.
+        SiteError: such a statistic is to be taken where there is nothing of the kind.
     """
-    readers = {p.place.name: [s for s in p.statistics if s.reads_attention] for p in plans}
-    if not any(readers.values()):
+    plans = [plan for plan in plans if any(statistic.uses for statistic in plan.statistics)]
+    if not plans:
         return
-    from geomhooks.anatomy.finding import LiveAttention, find_blocks
+    from geomhooks.anatomy.finding import find_anatomy, find_blocks
+    from geomhooks.anatomy.live import LiveBlock, LiveLens
 
     family, blocks = find_blocks(root)
     known = {block.name: block for block in blocks}
+    stacks = list(dict.fromkeys(block.stack for block in blocks))
+    lenses: dict[str, LiveLens] = {}
     for plan in plans:
-        name = plan.place.name
-        if not readers[name]:
-            continue
-        if name not in known:
-            raise SiteError(
-                f"{readers[name][0].name} reads the attention of blocks, and {name!r} is none of "
-                f"them; give it the sites 'blocks', or some of {', '.join([*known][:3])}, ..."
-            )
-        plan.attention = LiveAttention(family, known[name])
+        name, stack = plan.place.name, plan.place.stack
+        if plan.uses("query_key"):
+            if name not in known:
+                raise SiteError(
+                    f"{user_of(plan, 'query_key')} reads the attention of blocks, and {name!r} is "
+                    "none of them; give it the sites 'blocks', or some of "
+                    f"{', '.join([*known][:3])}, ..."
+                )
+            plan.block = LiveBlock(family, known[name])
+        if plan.uses("logit_lens"):
+            if not stack and len(stacks) > 1:
+                raise SiteError(
+                    f"{user_of(plan, 'logit_lens')} looks at states through the final norm of "
+                    f"their stack, and {name!r} may be of any of {', '.join(stacks)}; give it the "
+                    "sites 'blocks'"
+                )
+            stack = stack or stacks[0]
+            if stack not in lenses:
+                lenses[stack] = LiveLens(root, find_anatomy(root), stack)
+            plan.lens = lenses[stack]
+
+
+def user_of(plan: SitePlan, what: str) -> str:
+    """The name of a statistic that uses something."""
+    return next(statistic.name for statistic in plan.statistics if what in statistic.uses)
 
 
 def warn_of_other_models(statistics: Iterable[Statistic], model: str) -> None:
@@ -216,6 +236,11 @@ def check_statistics(wishes: list[tuple[Selector, list[Statistic]]]) -> dict[str
                 if tap not in AVAILABLE_TAPS:
                     raise SiteError(
                         f"{statistic.name}: tap {tap!r}; there are {', '.join(AVAILABLE_TAPS)}"
+                    )
+            for part in statistic.uses:
+                if part not in AVAILABLE_PARTS:
+                    raise SiteError(
+                        f"{statistic.name}: uses {part!r}; there are {', '.join(AVAILABLE_PARTS)}"
                     )
             for need in statistic.needs:
                 if need not in NAMES:

@@ -303,8 +303,11 @@ def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None
     """Hand one reading to statistics of a site."""
     if site.norm is not None and reading.site.norm_eps is not None:
         reading.taps["gain"], reading.taps["bias"] = site.norm.affine(reading.taps["out"])
-    if site.attention is not None and any(s.reads_attention for s, _ in parts):
-        reading.query_key = site.attention.query_key(reading.tokens.positions)
+    used = {what for statistic, _ in parts for what in statistic.uses}
+    if "query_key" in used and site.block is not None:
+        reading.query_key = site.block.query_key(reading.tokens.positions)
+    if "logit_lens" in used and site.lens is not None:
+        reading.lens = site.lens.now()
     for statistic, states in parts:
         if statistic.name not in frame.carry:
             frame.carry[statistic.name] = {}

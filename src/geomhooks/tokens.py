@@ -93,6 +93,7 @@ class Tokens:
         interval: every context covers an interval of positions for certain.
         last: (B,) the context that each row ended with, or None where the user states contexts.
         end: how many positions a cache of these rows holds afterwards.
+        ids: (B, T) int64 ids of the tokens, or None where the call has none of that shape.
     """
 
     real: Tensor
@@ -109,6 +110,7 @@ class Tokens:
     interval: bool = False
     last: Tensor | None = None
     end: int | Tensor = 0
+    ids: Tensor | None = None
 
     @cached_property
     def arrays(self) -> TokenArrays:
@@ -237,7 +239,7 @@ class Tokens:
         part = copy.copy(self)
         part.forget_views()
         part.rows = None
-        for name in ("real", "positions", "first", "segments"):
+        for name in ("real", "positions", "first", "segments", "ids"):
             value = getattr(self, name)
             setattr(part, name, None if value is None else value[rows])
         return part
@@ -249,7 +251,7 @@ class Tokens:
         """
         parted = copy.copy(self)
         parted.forget_views()
-        for name in ("real", "positions", "first", "segments", "token_groups"):
+        for name in ("real", "positions", "first", "segments", "token_groups", "ids"):
             value = getattr(self, name)
             setattr(parted, name, None if value is None else value.repeat(heads, 1))
         if self.segments is None:
@@ -390,6 +392,8 @@ class TokenStream:
 
         tokens = self._contexts(call, stated, before, counted, positions, start)
         tokens.end = on_device(call.past, device) + length
+        if call.text and call.ids is not None and tuple(call.ids.shape) == (batch, length):
+            tokens.ids = call.ids.to(device)
         tokens.interval = (
             start is not None and not masked and tokens.rows is None and tokens.segments is None
         )

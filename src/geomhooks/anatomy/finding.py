@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from geomhooks.anatomy.describing import Around, Block, linear
 from geomhooks.anatomy.families import Anatomy, Family, Stack
 from geomhooks.anatomy.known import FAMILIES
-from geomhooks.anatomy.parts import Attention, BlockParts, Linear
-from geomhooks.anatomy.query_key import query_key_of
+from geomhooks.anatomy.parts import BlockParts, Linear
 from geomhooks.errors import AnatomyError
-from geomhooks.frames import unwrap_transforms
-from geomhooks.functional.query_key import QueryKey
 from geomhooks.norms import NormModule
 from geomhooks.sites import find_stacks, unwrap
 
-__all__ = ["LiveAttention", "families", "find_anatomy", "find_blocks", "register"]
+__all__ = ["described", "families", "find_anatomy", "find_blocks", "register"]
 
 # By name; what a user registers is added.
 KNOWN: dict[str, Family] = {family.name: family for family in FAMILIES}
@@ -165,33 +161,3 @@ def known_family(model: nn.Module, config: Any, name: str | None) -> Family:
         "help(geomhooks.anatomy.Family) shows, and give it to geomhooks.anatomy.register, or to "
         "find_anatomy as family="
     )
-
-
-class LiveAttention:
-    """The attention of a block as it is now, also after its parameters were moved or replaced.
-
-    Args:
-        family: describes it.
-        block: whose attention it is.
-    """
-
-    def __init__(self, family: Family, block: Block) -> None:
-        self._family, self._block = family, block
-        self._seen = self._places()
-        self.latest = described(family, block).attention
-
-    def now(self) -> Attention:
-        """What it is; described anew where the parameters are elsewhere than when it last was."""
-        places = self._places()
-        if places != self._seen:
-            self.latest, self._seen = described(self._family, self._block).attention, places
-        return self.latest
-
-    def query_key(self, positions: Tensor) -> QueryKey:
-        """What makes its logits now, of tokens at positions (T,) or (..., T)."""
-        return query_key_of(self.now(), positions)
-
-    def _places(self) -> list[tuple[int, torch.device]]:
-        own = self._block.module.parameters()
-        found = [unwrap_transforms(parameter, self._block.name) for parameter in own]
-        return [(parameter.data_ptr(), parameter.device) for parameter in found]

@@ -112,7 +112,7 @@ class Attention(Statistic):
     """
 
     taps: ClassVar[tuple[str, ...]] = ("in",)
-    reads_attention: ClassVar[bool] = True
+    uses: ClassVar[tuple[str, ...]] = ("query_key",)
 
     def __init__(
         self, geometry: Geometry | str, fraction: float = 1.0, positions: int | None = None

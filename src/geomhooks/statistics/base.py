@@ -15,6 +15,7 @@ from geomhooks.accumulators import Accumulator
 from geomhooks.tokens import Tokens, TokenStream
 
 if TYPE_CHECKING:
+    from geomhooks.functional.logit_lens import LogitLens
     from geomhooks.functional.query_key import QueryKey
     from geomhooks.reductions import Reduced
     from geomhooks.second_moment import SecondMoment
@@ -87,7 +88,9 @@ class Reading:
         plans: what each shared accumulator of the stream said of this forward.
         carry: this statistic's scratch for this forward; dropped at its end or on an exception.
         query_key: what makes the attention's logits of the tap "in", at blocks where a statistic
-            ``reads_attention``, else None.
+            ``uses`` it, else None.
+        lens: what makes the head's logits of the tap "out", where a statistic ``uses`` it, else
+            None.
     """
 
     site: Site
@@ -98,6 +101,7 @@ class Reading:
     plans: dict[str, Any]
     carry: dict[Any, Any]
     query_key: QueryKey | None = None
+    lens: LogitLens | None = None
 
 
 class Statistic(ABC):
@@ -117,15 +121,20 @@ class Statistic(ABC):
     - ``reading.taps``: "out" and, where there is one, "in": the (B, T, d) hidden states. They are
       the model's own tensors: read them, never write to them.
     - ``reading.tokens``: ``real`` (B, T), the tokens that count; ``positions`` (B, T); ``at``, the
-      rows of an accumulator with a row for each position; ``keys`` (M,), the forward's contexts.
+      rows of an accumulator with a row for each position; ``keys`` (M,), the forward's contexts;
+      ``ids`` (B, T) of the tokens, or None.
     - ``reading.reductions``: what ``needs`` names, of "squared_norm", "ones", "norm", "radius",
       "shifted_squared_norm", "position_sum", "context_sum", "directions", "step" ("radial",
       "tangential", "outward"), "shifted"; each is described at
       :class:`geomhooks.reductions.Reduced`.
     - ``reading.carry``: a dictionary for what one site leaves to the next in the same forward.
-    - ``reading.query_key``: the weights of a block's attention, with which its queries and keys can
-      be made, for a statistic that says ``reads_attention = True``. Its sites are blocks of models
-      that :mod:`geomhooks.anatomy` knows.
+
+    And of models that :mod:`geomhooks.anatomy` knows, what it says in ``uses``:
+
+    - "query_key", at blocks: ``reading.query_key``, the weights of the block's attention, with
+      which its queries and keys can be made.
+    - "logit_lens", where the model says of what stack of blocks a site is: ``reading.lens``, the
+      final norm and the head, or the embeddings of a model without one.
 
     Sums of products x x^T of the states are had by :meth:`second_moment_target`, and a statistic
     that looks at some forwards only says at which by :meth:`takes`.
@@ -157,7 +166,7 @@ class Statistic(ABC):
     scope: ClassVar[str] = "site"
     laws: frozenset[str] = LAWS
     name: ClassVar[str] = ""
-    reads_attention: ClassVar[bool] = False
+    uses: ClassVar[tuple[str, ...]] = ()
     positions: int | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -129,12 +129,15 @@ class Sphere(Statistic):
             state["weights"].add(reading.taps["gain"], reading.taps["bias"])
         r = reading
         note = Note(state, r.site, r.tokens, r.shift, r.reductions, extra)
-        if "notes" not in r.carry:
-            r.carry |= {"notes": [], "paths": {}}
-        notes = r.carry["notes"]
+        carry = r.carry
+        if "notes" not in carry:
+            carry |= {"notes": [], "paths": {}, "room": {}}
+        notes, rows = carry["notes"], len(r.taps["out"])  # which at norms of heads are many more
         notes.append(note)
-        if len(notes) >= sites_that_wait(r.taps["out"]):
-            self.finish(r.carry)
+        if rows not in carry["room"]:
+            carry["room"][rows] = sites_that_wait(r.taps["out"])
+        if len(notes) >= carry["room"][rows]:
+            self.finish(carry)
 
     def _chord(self, reading: Reading) -> dict[str, Tensor]:
         """At the last block, the angle to what came into the first, which is kept until then."""
