@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import geomhooks as gh
 from geomhooks.errors import SiteError
 from geomhooks.heads import find_time_axis
+from geomhooks.norm_weights import NormWeights
 from geomhooks.norms import inspect_norm
 from tests.anatomy.models import make, token_ids
 
@@ -82,7 +83,8 @@ def test_torch_norms_without_weights_and_without_epsilon() -> None:
 def test_what_is_no_norm_over_entries() -> None:
     assert inspect_norm(nn.LayerNorm((2, 3))) is None
     assert inspect_norm(nn.Identity()) is None
-    model = nn.Sequential(nn.GroupNorm(2, 4), nn.InstanceNorm1d(4), nn.LayerNorm(4))
+    weighed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    model = nn.Sequential(nn.GroupNorm(2, 4), nn.InstanceNorm1d(4), nn.LayerNorm(4), weighed)
     with gh.watch(model, sites="norms") as watch:
         model(randn(2, 4, 4))
     assert watch.geometry().sites == ["2"]
@@ -119,6 +121,22 @@ def test_constants_are_of_the_weights_of_the_last_forward() -> None:
     assert (float(found.anisotropy), float(found.shift_length)) == (8, 6)
     # 3 sum 1 / gamma over the length of 1 / gamma.
     assert float(found.plane_distance) == pytest.approx(3 * 1.75 / 5.3125**0.5)
+
+
+def test_weights_of_shards() -> None:
+    """A merge takes what the other has, should it have any; a reset forgets."""
+    one, other, none = (NormWeights(2).allocate() for _ in range(3))
+    one.add(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    other.add(torch.tensor([5.0, 6.0]), torch.tensor([7.0, 8.0]))
+    one.merge(none)
+    assert (one["gain"].tolist(), one["bias"].tolist()) == ([1, 2], [3, 4])
+    one.merge(other)
+    none.merge(one)
+    for weights in (one, none):
+        assert (weights["gain"].tolist(), weights["bias"].tolist()) == ([5, 6], [7, 8])
+        assert bool(weights["known"])
+        weights.reset()
+        assert not bool(weights["known"])
 
 
 class Heads(nn.Module):

@@ -200,7 +200,7 @@ def _is_mlp(name: str, module: nn.Module) -> bool:
 def is_norm(name: str, module: nn.Module) -> bool:
     """A norm over the entries of a token, by its class."""
     kind = type(module).__name__.lower()
-    over_others = re.search(r"(batch|group|instance|response)norm", kind)
+    over_others = re.search(r"(batch|group|instance|response|weight|spectral)norm", kind)
     return "norm" in kind and not over_others and not list(module.children())
 
 
