@@ -173,7 +173,7 @@ def pos_ctx(
     which the noise is subtracted. Of an entry of a covariance: the product of the two standard
     deviations; what is left of it in resid is right to 1e-6 of the whole.
     """
-    states, positions, contexts = seen
+    states, positions, contexts, _ = seen
     count = len(states)
     fit = (two_way_fit_of_many if many_contexts else two_way_fit)(seen)
     occurring, row_t, n_t = np.unique(positions, return_inverse=True, return_counts=True)

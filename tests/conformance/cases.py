@@ -166,7 +166,7 @@ Dense = dict[str, Observations]
 
 def largest_entry(dense: Dense) -> dict[str, Numbers]:
     numbers = {}
-    for site, (states, positions, _) in dense.items():
+    for site, (states, positions, *_) in dense.items():
         largest = np.full(POSITIONS, -np.inf)
         np.maximum.at(largest, positions, np.abs(states).max(-1))
         numbers[site] = {"largest": plain(largest)}
