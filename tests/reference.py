@@ -24,12 +24,9 @@ class Observations(NamedTuple):
     """(N,) absolute position of each token"""
     contexts: np.ndarray
     """(N,) id of each token's context"""
-    added: np.ndarray | None = None
-    """(N, S, 2, d) of each sublayer of a block the state that it adds to, and what it adds"""
 
     def where(self, kept: np.ndarray) -> Observations:
-        added = None if self.added is None else self.added[kept]
-        return Observations(self.states[kept], self.positions[kept], self.contexts[kept], added)
+        return Observations(self.states[kept], self.positions[kept], self.contexts[kept])
 
 
 class Expected(NamedTuple):
@@ -173,7 +170,7 @@ def pos_ctx(
     which the noise is subtracted. Of an entry of a covariance: the product of the two standard
     deviations; what is left of it in resid is right to 1e-6 of the whole.
     """
-    states, positions, contexts, _ = seen
+    states, positions, contexts = seen
     count = len(states)
     fit = (two_way_fit_of_many if many_contexts else two_way_fit)(seen)
     occurring, row_t, n_t = np.unique(positions, return_inverse=True, return_counts=True)
@@ -636,23 +633,26 @@ def update(state: np.ndarray, added: np.ndarray) -> dict[str, PerToken]:
 
 
 def updates(
-    seen: Observations, names: tuple[str, ...], heads: dict[str, list[np.ndarray]]
+    seen: np.ndarray,
+    all_positions: np.ndarray,
+    names: tuple[str, ...],
+    heads: dict[str, list[np.ndarray]],
 ) -> Numbers:
     """What Updates reports of a block.
 
     Args:
-        seen: with ``added``.
+        seen: (N, S, 2, d) of each sublayer the state that it adds to, and what it adds.
+        all_positions: (N,)
         names: of the sublayers.
         heads: of the sublayers that have some, what each of them adds, (N, d).
     """
-    assert seen.added is not None
     flat: Numbers = {}
     for first, start in ((0, ""), (1, "without_first.")):
-        kept = seen.positions >= first
-        positions, number = seen.positions[kept], int(kept.sum())
+        kept = all_positions >= first
+        positions, number = all_positions[kept], int(kept.sum())
         found = {"gap": PerToken(np.zeros(number), np.ones(number))}
         for index, name in enumerate(names):
-            state, added = seen.added[kept, index, 0], seen.added[kept, index, 1]
+            state, added = seen[kept, index, 0], seen[kept, index, 1]
             found |= {f"{name}.{n}": numbers for n, numbers in update(state, added).items()}
             flat[f"{start}{name}.non_finite"] = exact(0)
             each = [written(state, head[kept]) for head in heads.get(name, [])]

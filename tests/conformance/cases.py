@@ -27,6 +27,7 @@ from tests.conformance.harness import (
     POSITIONS,
     WIDTH,
     Case,
+    Seen,
     label_of,
     label_of_tokens,
     plant,
@@ -166,7 +167,7 @@ Dense = dict[str, Observations]
 
 def largest_entry(dense: Dense) -> dict[str, Numbers]:
     numbers = {}
-    for site, (states, positions, *_) in dense.items():
+    for site, (states, positions, _) in dense.items():
         largest = np.full(POSITIONS, -np.inf)
         np.maximum.at(largest, positions, np.abs(states).max(-1))
         numbers[site] = {"largest": plain(largest)}
@@ -203,17 +204,15 @@ def attention_of_blocks(dense: Dense) -> dict[str, Numbers]:
 
 def updates_of_blocks(dense: Dense) -> dict[str, Numbers]:
     """Of the blocks, whose heads each turn some entries."""
+    assert isinstance(dense, Seen)
     numbers = {}
-    for site, seen in dense.items():
-        if site.endswith("@in"):
-            continue
-        assert seen.added is not None
-        turned = seen.added[:, 0, 1]
+    for site, added in dense.added.items():
+        turned = added[:, 0, 1]
         heads = []
         for head in np.arange(WIDTH).reshape(HEADS, -1):
             own = np.isin(np.arange(WIDTH), WIDTH - 1 - head)
             heads.append(np.where(own, turned, 0.0))
-        numbers[site] = updates(seen, SUBLAYERS, {"attention": heads})
+        numbers[site] = updates(added, dense[site].positions, SUBLAYERS, {"attention": heads})
     return numbers
 
 

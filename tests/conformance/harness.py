@@ -254,7 +254,18 @@ class Subject:
             compare(self.case.find(geometry, key), numbers, key)
 
 
-def dense(model: Stack, contexts: Sequence[Context], dtype: torch.dtype) -> dict[str, Observations]:
+class Seen(dict[str, Observations]):
+    """The observations of each site.
+
+    Attributes:
+        added: of each block, and of each of its sublayers, the state that it adds to and what it
+            adds, (N, S, 2, d).
+    """
+
+    added: dict[str, np.ndarray]
+
+
+def dense(model: Stack, contexts: Sequence[Context], dtype: torch.dtype) -> Seen:
     """All hidden states at each site: each context run alone, and read by hooks of our own.
 
     Of a block also what its sublayers are given and what they give.
@@ -284,14 +295,14 @@ def dense(model: Stack, contexts: Sequence[Context], dtype: torch.dtype) -> dict
         handle.remove()
     positions = np.concatenate([context.positions for context in contexts])
     ids = np.concatenate([np.full(len(context.positions), context.id) for context in contexts])
-    found = {}
-    for name, parts in sites.items():
-        states = np.concatenate(parts)
-        if states.ndim == 2:
-            inner = [sites[f"{name}.{n}"] for n in ("turn", "push") if f"{name}.{n}" in sites]
-            none = np.empty((len(states), 0, 2, states.shape[1]))
-            added = np.stack([np.concatenate(part) for part in inner], 1) if inner else none
-            found[name] = Observations(states, positions, ids, added)
+    whole = {name: np.concatenate(parts) for name, parts in sites.items()}
+    outer = {name: states for name, states in whole.items() if states.ndim == 2}
+    found = Seen({name: Observations(s, positions, ids) for name, s in outer.items()})
+    found.added = {
+        name: np.stack([whole[f"{name}.turn"], whole[f"{name}.push"]], 1)
+        for name in outer
+        if not name.endswith("@in")
+    }
     return found
 
 
