@@ -14,7 +14,15 @@ from geomhooks.errors import GeomhooksError
 from geomhooks.history import History
 from geomhooks.second_moment import SecondMoment
 from geomhooks.snapshot import Geometry, load, merge
-from geomhooks.statistics import Attention, Covariance, GroupMeans, PosCtx, Sphere, Statistic
+from geomhooks.statistics import (
+    Attention,
+    Covariance,
+    GroupMeans,
+    PosCtx,
+    Sphere,
+    Statistic,
+    Updates,
+)
 from geomhooks.table import Table
 from geomhooks.version import __version__
 from geomhooks.watcher import Watch, watch
@@ -36,6 +44,7 @@ __all__ = [
     "Statistic",
     "Sum",
     "Table",
+    "Updates",
     "Watch",
     "__version__",
     "errors",

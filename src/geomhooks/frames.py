@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,15 @@ from geomhooks.errors import SiteError, WatchError
 from geomhooks.reductions import Reduced
 from geomhooks.tokens import Tokens
 
+if TYPE_CHECKING:
+    from geomhooks.running import Running
+
 __all__ = [
     "Frame",
     "outside_transforms",
     "own_what_is_carried",
     "unwrap_transforms",
+    "version_of",
     "without_autocast",
 ]
 
@@ -33,6 +37,7 @@ class Frame:
     Attributes:
         latest: the hidden state that was read last, how often it had been written, and what is
             known of it.
+        running: by site, the block that is in a call now, where its sublayers are looked at.
     """
 
     call: Call
@@ -45,6 +50,7 @@ class Frame:
     latest: Tensor | None = None
     latest_version: int = 0
     latest_reductions: Reduced | None = None
+    running: dict[str, Running] = field(default_factory=dict)
     counts: bool = True
     thread: int = field(default_factory=threading.get_ident)
 

@@ -14,6 +14,7 @@ from geomhooks.errors import SchemaError, SiteError
 from geomhooks.files import first_key_of, pack_state, restore_tensors, unpack_state
 from geomhooks.norms import NormModule
 from geomhooks.openers import Opener, width_from_config
+from geomhooks.running import Look
 from geomhooks.second_moment import SecondMoment
 from geomhooks.sites import Place
 from geomhooks.state import Shift, SiteState, State, StreamState
@@ -46,7 +47,11 @@ class SitePlan:
     whole_stack: bool
     block: LiveBlock | None = None
     lens: LiveLens | None = None
+<<<<<<< HEAD
     time_axis: int | None = None
+=======
+    looks: list[Look] = field(default_factory=list)
+>>>>>>> updates
     needs: frozenset[str] = frozenset()
     parts: Parts = field(default_factory=list)
     shortcut: Any = None
@@ -63,6 +68,11 @@ class SitePlan:
     def attention(self) -> Attention | None:
         """The block's attention as it was when the plan was made, where a statistic uses it."""
         return self.block.latest.attention if self.uses("query_key") and self.block else None
+
+    @property
+    def sublayers(self) -> int:
+        """How many sublayers the block has."""
+        return 0 if self.block is None else len(self.block.latest.sublayers)
 
     def uses(self, what: str) -> bool:
         """Some statistic uses this of the model's anatomy."""
@@ -220,6 +230,7 @@ class Plan:
         if norm is not None and norm.width not in (None, width):
             norm = None  # it norms something else than the entries of this site's states
         attention = site.attention
+        sublayers = site.block.latest.heads if site.looks and site.block else {}
         info = Site(
             place.name,
             width,
@@ -233,6 +244,7 @@ class Plan:
             norm.eps if norm else None,
             norm.centred if norm else False,
             *((0, "") if attention is None else (attention.heads, attention.site)),
+            sublayers,
         )
         own = {s.name: s.accumulators(info) for s in site.statistics if s.scope == "site"}
         streams = self.state.streams

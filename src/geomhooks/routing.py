@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from geomhooks.calls import Call, Statement, add_statement, read_call, read_plain_call
 from geomhooks.contexts import again, to_device
-from geomhooks.errors import SiteError, WatchError
+from geomhooks.errors import HookError, SiteError, WatchError
 from geomhooks.frames import (
     Frame,
     outside_transforms,
@@ -27,6 +27,7 @@ from geomhooks.openers import Opener
 from geomhooks.plan import Parts, Plan, SitePlan
 from geomhooks.reductions import reduce
 from geomhooks.reductions.products import add_products
+from geomhooks.running import Look, Running
 from geomhooks.schedule import Schedule
 from geomhooks.sharded import local_tensor
 from geomhooks.shortcut import Shortcut, Stage
@@ -56,6 +57,7 @@ class Routing:
         self._plan = plan
         self._schedule = schedule
         self._frames: list[Frame] = []
+        self._lone: Frame | None = None  # of a block in a call that no stream was opened for
         self._stated = Statement()
         self._bypassed = False
         # All that a hook looks at, and it is set outside of forwards.
@@ -68,6 +70,7 @@ class Routing:
         self._refuse_another_thread()
         if opener.is_root:
             self._frames.clear()
+            self._lone = None
         parent = self._frames[-1].call if self._frames else None
         call = read_call(arguments, opener.config, parent)
         own = isinstance(opener.module, (nn.TransformerEncoder, nn.TransformerDecoder))
@@ -118,6 +121,57 @@ class Routing:
             with outside_transforms(), torch.no_grad():
                 self._plan.state.statistics[name].finish(carry)
 
+    def begin(self, site: SitePlan, into: Tensor | None, *, borrowed: bool) -> None:
+        """Make room for what the sublayers of a block add in the call that begins.
+
+        Args:
+            site: that block.
+            into: its input.
+            borrowed: the tensor's memory is good for the time of this call only.
+        """
+        self._refuse_another_thread()
+        if self._frames:
+            frame = self._frames[-1]
+        else:
+            frame = self._lone = self._make_lone_frame(site)
+        if frame.counts:
+            name = site.place.name
+            known = None if into is None or borrowed else unwrap_transforms(into, name)
+            frame.running[name] = Running(known)
+
+    def keep(
+        self,
+        site: SitePlan,
+        look: Look,
+        name: str,
+        tensor: Tensor | None,
+        found: str,
+        *,
+        borrowed: bool,
+    ) -> None:
+        """Keep what a module inside of a block shows, until the block is read.
+
+        A module that is called outside of a call of the block, which may share it with others, is
+        not looked at.
+
+        Args:
+            site: the block.
+            look: at that module.
+            name: as what the tensor is kept.
+            tensor: its output or input, or None where it has none, and then
+            found: is what was found instead.
+            borrowed: the tensor's memory is good for the time of this call only.
+        """
+        frame = self._frames[-1] if self._frames else self._lone
+        running = None if frame is None else frame.running.get(site.place.name)
+        if running is not None:
+            running.keep(look, name, tensor, found, borrowed)
+
+    def _make_lone_frame(self, site: SitePlan) -> Frame:
+        """For a site that is called by itself, outside of any call that opens a stream."""
+        counts = self._schedule.counts_mode(site.place.module.training)
+        return Frame(Call(), self._stated, counts=counts)
+
     def read(
         self, site: SitePlan, out: Tensor | None, into: Tensor | None, found: str, *, borrowed: bool
     ) -> None:
@@ -141,10 +195,11 @@ class Routing:
         self._refuse_another_thread()
         alone = frame is None  # called by itself, outside of any call that opens a stream
         if frame is None:
-            frame = Frame(Call(), self._stated)
-            frame.counts = self._schedule.counts_mode(site.place.module.training)
+            frame = (self._lone if site.looks else None) or self._make_lone_frame(site)
+            self._lone = None if site.looks else self._lone
         if not frame.counts:
             return
+        running = frame.running.pop(name, None)
         if alone and self._stated.contexts is None:
             self._bypassed = True
         if out is None:
@@ -169,7 +224,11 @@ class Routing:
                 before, _ = shown_at(site, entered.detach(), frame)
             if not hidden.numel():
                 return  # an empty batch
+<<<<<<< HEAD
             grid = hidden.shape[0] // heads, hidden.shape[1]
+=======
+            seen = look_back(site, running, out, grid) if site.looks else None
+>>>>>>> updates
             state = self._plan.state.sites.get(name)
             if state is None or state.order < 0:
                 state = self._plan.prepare_site(site, hidden, before, grid, frame.resolved)
@@ -211,6 +270,8 @@ class Routing:
             if before is not None:
                 taps["in"] = before
             reading = Reading(state.site, taps, tokens, reductions, shift, plans, {})
+            if seen is not None and before is not None and site.block is not None:
+                reading.additions = site.block.additions(before, seen)
             update(site, parts, frame, reading)
             state.forwards.value.add_(1)
             if site.shortcut is None and not alone:
@@ -275,6 +336,7 @@ class Routing:
         return frame.resolved[there]
 
 
+<<<<<<< HEAD
 def shown_at(site: SitePlan, tensor: Tensor, frame: Frame) -> tuple[Tensor, int]:
     """A site's tensor as (B, T, d) and 1; at a norm of each head as (H B, T, k) and H."""
     name, layout, heads = site.place.name, site.layout, 1
@@ -297,6 +359,43 @@ def shown_at(site: SitePlan, tensor: Tensor, frame: Frame) -> tuple[Tensor, int]
         heads = tensor.shape[3 - axis]
         tensor = heads_to_rows(tensor, axis)
     return to_batch_time_width(tensor, name, layout, frame.grid), heads
+=======
+def look_back(
+    site: SitePlan, running: Running | None, out: Tensor, grid: tuple[int, int] | None
+) -> list[dict[str, Tensor] | None]:
+    """What the sublayers of a block have given out in the call that ends, (B, T, ...) by name.
+
+    Args:
+        site: the block.
+        running: that call, or None where its beginning was not seen.
+        out: what the block gives out.
+        grid: of :func:`geomhooks.sites.to_batch_time_width`.
+
+    Raises:
+        HookError: a sublayer was not seen.
+        SiteError: what it gave out cannot be read.
+    """
+    name = site.place.name
+    if running is None:
+        raise HookError(
+            f"site {name!r} was read without the beginning of its call: the watch was attached, or "
+            "resumed, in the middle of a forward; do it between two"
+        )
+    running.check_input(name, out)
+
+    def bring(tensor: Tensor, what: str) -> Tensor:
+        tensor = local_tensor(tensor, what, REPLICATED)
+        if not tensor.is_nested and tensor.shape[:-1] != out.shape[:-1]:
+            if tensor.numel() * out.shape[-1] != out.numel() * tensor.shape[-1]:
+                raise SiteError(
+                    f"{what}: its module shows a tensor of shape {tuple(tensor.shape)}, and the "
+                    f"block one of shape {tuple(out.shape)}; of each token one row is needed"
+                )
+            tensor = tensor.reshape(*out.shape[:-1], tensor.shape[-1])  # some join batch and time
+        return to_batch_time_width(tensor, name, site.layout, grid)
+
+    return running.of_sublayers(site.looks, site.sublayers, bring)
+>>>>>>> updates
 
 
 def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None:

@@ -17,11 +17,13 @@ from geomhooks.distributed import reduce_state
 from geomhooks.errors import HookError, WatchError
 from geomhooks.hooks import (
     CODE,
+    BeginBlock,
     CloseStream,
     Hook,
     OpenStream,
     ReadInput,
     ReadOutput,
+    ReadSublayer,
     TokensFunction,
     put_on,
 )
@@ -79,6 +81,9 @@ class Watch(Routing):
             for opener in plan.openers
         ]
         for site in plan.sites:
+            if site.looks:
+                hooks.append((site.place.module, BeginBlock(self, site)))
+            hooks += [(look.module, ReadSublayer(self, site, look)) for look in site.looks]
             kind = ReadInput if site.place.is_input else ReadOutput
             hooks.append((site.place.module, kind(self, site)))
         # Last, so that a site which is itself such a module is read before its forward is closed.
@@ -97,6 +102,7 @@ class Watch(Routing):
             notice_hooks(CODE)
         self._hooks.clear()
         self._frames.clear()
+        self._lone = None
 
     def __enter__(self) -> Self:
         return self.attach()

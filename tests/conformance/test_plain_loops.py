@@ -26,7 +26,7 @@ def without_numba() -> Iterator[None]:
     [(law, way) for law, ways in WAYS.items() for way in ways],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-@pytest.mark.parametrize("name", ["pos_ctx", "covariance", "sphere"])
+@pytest.mark.parametrize("name", ["pos_ctx", "covariance", "sphere", "updates"])
 def test_law_in_ordinary_torch(name: str, law: str, way: object, tmp_path: Path) -> None:
     subject = Subject(CASES[name], torch.float32, plant(seed=7))
     subject.check(way(subject, tmp_path))  # type: ignore[operator]

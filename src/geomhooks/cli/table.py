@@ -40,6 +40,8 @@ _COLUMNS = (
     _Column("norm", "sphere/norm/mean", _length),
     _Column("radius", "sphere/radius/mean", _length),
     _Column("step\nangle", "sphere/step_angle/mean", _degrees),
+    _Column("attention\nstep", "updates/attention/step_angle/mean", _degrees),
+    _Column("mlp\nstep", "updates/mlp/step_angle/mean", _degrees),
     _Column("aniso-\ntropy", "sphere/anisotropy"),
     _Column("effective\nrank", "covariance/effective_rank", _length),
     _Column("leading\nshare", "covariance/leading_share"),

@@ -101,6 +101,7 @@ from geomhooks.functional.two_way import (
     singular_value_floor,
     variance_components,
 )
+from geomhooks.functional.updates import HeadWrites, UpdateParts, head_writes, update_parts
 from geomhooks.functional.virtual_matrices import (
     FoldedHeads,
     LogitTerms,
@@ -129,6 +130,7 @@ __all__ = [
     "FoldedHeads",
     "FrozenNorm",
     "GroupMoments",
+    "HeadWrites",
     "Incoherence",
     "KernelFactors",
     "LogitShares",
@@ -150,6 +152,7 @@ __all__ = [
     "Similarity",
     "SphereDistances",
     "SymmetricPart",
+    "UpdateParts",
     "ValueOutputMap",
     "WeightAlignment",
     "WordScores",
@@ -175,6 +178,7 @@ __all__ = [
     "freeze_norm",
     "group_moments",
     "group_similarity",
+    "head_writes",
     "incoherence",
     "kernel_factorisation",
     "key_only_share",
@@ -216,6 +220,7 @@ __all__ = [
     "symmetric_part",
     "unit_rows",
     "universal_threshold",
+    "update_parts",
     "value_output_map",
     "variance_components",
     "weight_alignment",

@@ -6,6 +6,7 @@ from geomhooks.statistics.covariance import Covariance
 from geomhooks.statistics.group_means import GroupMeans
 from geomhooks.statistics.pos_ctx import PosCtx
 from geomhooks.statistics.sphere import Sphere
+from geomhooks.statistics.updates import Updates
 
 __all__ = [
     "LAWS",
@@ -18,9 +19,10 @@ __all__ = [
     "Site",
     "Sphere",
     "Statistic",
+    "Updates",
 ]
 
 # By the name that files know them by; files never run code, so no others are.
 REGISTRY: dict[str, type[Statistic]] = {
-    kind.name: kind for kind in (PosCtx, Sphere, Covariance, GroupMeans, Attention)
+    kind.name: kind for kind in (PosCtx, Sphere, Covariance, GroupMeans, Attention, Updates)
 }
