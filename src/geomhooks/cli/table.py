@@ -41,6 +41,9 @@ _COLUMNS = (
     _Column("radius", "sphere/radius/mean", _length),
     _Column("step\nangle", "sphere/step_angle/mean", _degrees),
     _Column("aniso-\ntropy", "sphere/anisotropy"),
+    _Column("next-word\npull", "next_word/pull/mean", "{:.2f}".format),
+    _Column("cosine\nto next", "next_word/next_cosine/mean"),
+    _Column("and to\nown", "next_word/own_cosine/mean"),
     _Column("effective\nrank", "covariance/effective_rank", _length),
     _Column("leading\nshare", "covariance/leading_share"),
 )
