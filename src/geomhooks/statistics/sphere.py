@@ -111,12 +111,13 @@ class Sphere(Statistic):
             extra |= norm_gaps(reading)
         r = reading
         note = Note(state, r.site, r.tokens, r.shift, r.reductions, extra)
-        if "notes" not in r.carry:
-            r.carry |= {"notes": [], "paths": {}}
-        notes = r.carry["notes"]
+        carry = r.carry
+        if "notes" not in carry:
+            carry |= {"notes": [], "paths": {}, "room": sites_that_wait(r.taps["out"])}
+        notes = carry["notes"]
         notes.append(note)
-        if len(notes) >= sites_that_wait(r.taps["out"]):
-            self.finish(r.carry)
+        if len(notes) >= carry["room"]:
+            self.finish(carry)
 
     def _chord(self, reading: Reading) -> dict[str, Tensor]:
         """At the last block, the angle to what came into the first, which is kept until then."""
