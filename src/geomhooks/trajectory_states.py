@@ -19,6 +19,8 @@ from geomhooks.accumulators import Accumulator, Field
 from geomhooks.table import EMPTY, Placement, Table, add_rows, hash_keys
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from geomhooks.tokens import Tokens
 
 __all__ = ["KeptTokens", "Places", "TokenStates"]
@@ -74,6 +76,12 @@ class KeptTokens(Table):
         super().__init__(capacity, {"ids": (row, torch.int64), "times": (row, torch.int32)})
         self.fields["ids"] = Field((capacity + 1, length), torch.int64, NO_ID)
         self._there: dict[torch.device, Tensor] = {}
+
+    def allocate(self, device: torch.device | str = "cpu") -> Self:
+        """Create the tensors on a device and return the accumulator itself."""
+        if self.chosen is not None:  # copied there now, where nothing has to wait for it
+            self._chosen_at(torch.device(device))
+        return super().allocate(device)
 
     def observe(self, tokens: Tokens) -> Places:
         """Take in one forward's tokens and say where they go."""

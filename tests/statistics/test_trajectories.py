@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import geomhooks as gh
+from geomhooks.contexts import to_device
 from geomhooks.errors import SiteError, UnidentifiedError
 from geomhooks.statistics import trajectories as module
-from geomhooks.trajectory_states import TokenStates
+from geomhooks.trajectory_states import Places, TokenStates
 from tests.models import smollm, texts, tiny_gpt2, tiny_gpt2_lm
 
 LAST = "transformer.h.2"
@@ -267,6 +268,12 @@ def test_a_forward_that_breaks_off_leaves_later_sites_without_it() -> None:
     assert geometry["transformer.h.1"].trajectories.filled.all(1).tolist() == [True, True]
     assert geometry[LAST].trajectories.filled.all(1).tolist() == [True, False]
     assert geometry.stack("trajectories.states").shape == (4, 2, 4, 16)
+
+
+def test_where_tokens_go_is_told_on_the_device_of_a_site() -> None:
+    places = Places(torch.zeros(2, 3, dtype=torch.int64), torch.ones(5, dtype=torch.bool), True)
+    moved = to_device(places, torch.device("meta"))
+    assert [moved.at.device.type, moved.fresh.device.type, moved.any_kept] == ["meta", "meta", True]
 
 
 def test_tokens_without_ids() -> None:
