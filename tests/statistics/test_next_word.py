@@ -15,6 +15,7 @@ from geomhooks.statistics import next_word as module
 from tests.conformance.harness import compare
 from tests.models import minilm, smollm, texts, tiny_gpt2, tiny_gpt2_lm
 from tests.reference import Lens, Observations, next_word
+from tests.statistics.without_numbers import update_on_meta
 
 
 def token_ids(*shape: int, seed: int = 0, below: int = 50) -> Tensor:
@@ -234,6 +235,12 @@ def test_words_are_looked_up_once_in_a_forward(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "pair_words", counted)
     measure(tiny_gpt2_lm(), *({"input_ids": token_ids(2, 5, seed=s)} for s in range(3)))
     assert calls == ["transformer.h.0@in"] * 3
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_forward_does_not_wait_for_the_device(packed: bool) -> None:
+    state = update_on_meta(gh.NextWord(), packed=packed)
+    assert {t.device.type for a in state.values() for t in a.tensors.values()} == {"meta"}
 
 
 def test_nothing_counted_is_no_number() -> None:

@@ -16,6 +16,7 @@ from geomhooks.errors import SiteError, UnidentifiedError
 from geomhooks.statistics import trajectories as module
 from geomhooks.trajectory_states import Places, TokenStates
 from tests.models import smollm, texts, tiny_gpt2, tiny_gpt2_lm
+from tests.statistics.without_numbers import update_on_meta
 
 LAST = "transformer.h.2"
 
@@ -268,6 +269,13 @@ def test_a_forward_that_breaks_off_leaves_later_sites_without_it() -> None:
     assert geometry["transformer.h.1"].trajectories.filled.all(1).tolist() == [True, True]
     assert geometry[LAST].trajectories.filled.all(1).tolist() == [True, False]
     assert geometry.stack("trajectories.states").shape == (4, 2, 4, 16)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("contexts", [3, [7, 8]])
+def test_a_forward_does_not_wait_for_the_device(contexts: Any, packed: bool) -> None:
+    state = update_on_meta(gh.Trajectories(contexts), packed=packed)
+    assert {t.device.type for a in state.values() for t in a.tensors.values()} == {"meta"}
 
 
 def test_where_tokens_go_is_told_on_the_device_of_a_site() -> None:
