@@ -312,7 +312,7 @@ def test_without_any_of_the_contexts_there_is_a_reason() -> None:
     assert int(found.count) == 0
     with pytest.raises(
         UnidentifiedError,
-        match=r"states: no token of \(7, 8\) has been counted at positions below 64",
+        match=r"no token of \(7, 8\), ids that .* has been counted at positions below 64",
     ):
         found["states"]
 

@@ -119,7 +119,7 @@ def path_deviation(states: Tensor, *, centred: bool = True) -> GeodesicDistance:
 
     Returns:
         ``angle`` (L, ...) to the nearest point of the geodesic, and ``along`` (L, ...), where on it
-        that is, from 0 to 1: how far a word has come.
+        that point is, from 0 to 1. Layers far off the geodesic mostly are nearest to an end.
 
     Raises:
         ValueError: there are not two layers.

@@ -163,11 +163,10 @@ def pair_words(tokens: Tokens, lens: LogitLens, site: str) -> Pairs:
     def look_up(some: Tensor) -> tuple[Tensor, Tensor | None]:
         words = torch.where(known, some, 0).to(lens.rows.device)
         rows, offsets = lens.words(words)
-        rows = as_float(rows.to(real.device))
-        return rows, None if offsets is None else offsets.to(real.device)
+        return rows.to(real.device), None if offsets is None else offsets.to(real.device)
 
     own, following = look_up(ids), look_up(next_ids)
-    lengths = [torch.linalg.vector_norm(rows, dim=-1) for rows, _ in (own, following)]
+    lengths = [torch.linalg.vector_norm(as_float(rows), dim=-1) for rows, _ in (own, following)]
     return Pairs(known, own, following, (lengths[0], lengths[1]))
 
 

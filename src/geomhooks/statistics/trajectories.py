@@ -125,10 +125,10 @@ class Trajectories(Statistic):
         kept: KeptTokens = state[KeptTokens.NAME]
         rows, count = kept.rows(), int((kept["times"][:-1] > 0).sum())
         if not len(rows):
-            wanted = self.contexts if isinstance(self.contexts, tuple) else "the contexts seen"
-            reason = Unavailable(
-                f"no token of {wanted} has been counted at positions below {kept.length}"
-            )
+            wanted = "no token"
+            if isinstance(self.contexts, tuple):
+                wanted += f" of {self.contexts}, ids that watch.tokens(contexts=...) gives,"
+            reason = Unavailable(f"{wanted} has been counted at positions below {kept.length}")
             known = {"count": torch.tensor(count)}
             return dict.fromkeys(("states", "token_ids", "filled", "contexts"), reason) | known
         length = int((kept["times"][rows] > 0).any(0).nonzero().max()) + 1
