@@ -47,11 +47,8 @@ class SitePlan:
     whole_stack: bool
     block: LiveBlock | None = None
     lens: LiveLens | None = None
-<<<<<<< HEAD
     time_axis: int | None = None
-=======
     looks: list[Look] = field(default_factory=list)
->>>>>>> updates
     needs: frozenset[str] = frozenset()
     parts: Parts = field(default_factory=list)
     shortcut: Any = None

@@ -224,11 +224,8 @@ class Routing:
                 before, _ = shown_at(site, entered.detach(), frame)
             if not hidden.numel():
                 return  # an empty batch
-<<<<<<< HEAD
+            seen = look_back(site, running, out, frame.grid) if site.looks else None
             grid = hidden.shape[0] // heads, hidden.shape[1]
-=======
-            seen = look_back(site, running, out, grid) if site.looks else None
->>>>>>> updates
             state = self._plan.state.sites.get(name)
             if state is None or state.order < 0:
                 state = self._plan.prepare_site(site, hidden, before, grid, frame.resolved)
@@ -336,7 +333,6 @@ class Routing:
         return frame.resolved[there]
 
 
-<<<<<<< HEAD
 def shown_at(site: SitePlan, tensor: Tensor, frame: Frame) -> tuple[Tensor, int]:
     """A site's tensor as (B, T, d) and 1; at a norm of each head as (H B, T, k) and H."""
     name, layout, heads = site.place.name, site.layout, 1
@@ -359,7 +355,8 @@ def shown_at(site: SitePlan, tensor: Tensor, frame: Frame) -> tuple[Tensor, int]
         heads = tensor.shape[3 - axis]
         tensor = heads_to_rows(tensor, axis)
     return to_batch_time_width(tensor, name, layout, frame.grid), heads
-=======
+
+
 def look_back(
     site: SitePlan, running: Running | None, out: Tensor, grid: tuple[int, int] | None
 ) -> list[dict[str, Tensor] | None]:
@@ -395,7 +392,6 @@ def look_back(
         return to_batch_time_width(tensor, name, site.layout, grid)
 
     return running.of_sublayers(site.looks, site.sublayers, bring)
->>>>>>> updates
 
 
 def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None:

@@ -100,6 +100,21 @@ def test_covariance(cli, bert: Path, text: Path):
     assert f"{float(found.leading_share):.3f}" in result.out
 
 
+def test_paths_of_words(cli, bert: Path, text: Path):
+    """The next word's pull is in the table, and a few contexts are kept, not thousands."""
+    statistics = ("--statistics", "next_word,trajectories", "--max-length", 16)
+    result = cli("measure", bert, "--text", text, *statistics)
+    assert result.code == 0, result.err
+    geometry = gh.load("geometry.safetensors")
+    found = geometry[geometry.sites[-1]]
+    assert f"{float(found.next_word.pull.mean):.2f}" in result.out
+    assert f"{float(found.next_word.own_cosine.mean):.3f}" in result.out
+    counted = found.next_word.pull.count + found.next_word.without_next
+    assert int(counted) == geometry.tokens[""]["real"]
+    assert geometry.stack("trajectories.states").shape[1:] == (8, 16, 16)
+    assert (found.trajectories.token_ids >= 0).equal(found.trajectories.filled)
+
+
 def test_several_texts_and_json_lines(cli, bert: Path, tmp_path: Path):
     documents = passage(20).split("\n\n")
     Path("a.txt").write_text("\n\n".join(documents[:8]))

@@ -53,6 +53,15 @@ def label_of_tokens(contexts: Any, positions: Any) -> Any:
     return (row % 64 + positions + 1) % (GROUPS + 1) - 1
 
 
+VOCABULARY = 11
+
+
+def word_of(contexts: Any, positions: Any) -> Any:
+    """The id of tokens; contexts (B,) or (B, T)."""
+    row = contexts if contexts.ndim == positions.ndim else contexts[:, None]
+    return (row % 64 * 7 + positions * (row % 5 + 1)) % VOCABULARY
+
+
 @dataclass(frozen=True)
 class Context:
     """One context: the embedding and the position of each of its tokens."""
@@ -135,6 +144,11 @@ class Batch:
     start: int = 0
     """columns of the same rows that went before, to be found in the cache"""
 
+    @property
+    def ids(self) -> Tensor:
+        """(B, T) of the tokens; those that are masked have some, too."""
+        return word_of(self.contexts, self.positions)
+
     def columns(self, start: int, end: int) -> Batch:
         """A piece of all rows; the mask of a piece goes back to the beginning."""
         contexts = self.contexts if self.contexts.ndim == 1 else self.contexts[:, start:end]
@@ -146,7 +160,7 @@ class Batch:
 
     def arguments(self) -> dict[str, Tensor]:
         """What a model has to be told: a mask where one is needed, positions unless columns."""
-        told = {"inputs_embeds": self.embeddings}
+        told = {"inputs_embeds": self.embeddings, "input_ids": self.ids}
         if not self.mask.all():
             told["attention_mask"] = self.mask
         columns = torch.arange(self.start, self.start + self.embeddings.shape[1])

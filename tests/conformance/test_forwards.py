@@ -66,7 +66,11 @@ class Checkpointed(Stack):
         return hidden
 
     def forward(
-        self, inputs_embeds: Tensor, attention_mask: Any = None, position_ids: Any = None
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        input_ids: Any = None,
     ) -> Tensor:
         if self.whole:
             return self.again(self.all_blocks, inputs_embeds)
@@ -104,6 +108,7 @@ def feed(watch: Any, run: Any, batch: Batch) -> Tensor:
             inputs_embeds=batch.embeddings,
             attention_mask=batch.mask,
             position_ids=batch.positions,
+            input_ids=batch.ids,
         )
     return out
 

@@ -15,6 +15,7 @@ from geomhooks.norm_weights import NormWeights
 from geomhooks.reductions import reduce_move, sites_that_wait
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
+from geomhooks.statistics.by_position import by_position
 from geomhooks.statistics.sphere_notes import (
     BINS,
     HIGH,
@@ -171,20 +172,10 @@ class Sphere(Statistic):
     def _describe(self, state: Mapping[str, Any], first: int) -> dict[str, Any]:
         """Results over positions from ``first`` on."""
         site: Site = state["site"]
-        moments: Moments = state["moments"]
-        seen = moments["count"][0].nonzero()
-        rows = slice(first, int(seen.max()) + 1 if len(seen) else 0)
-        pooled, single = moments.summary(rows), moments.summary(rows, pooled=False)
-        out: dict[str, Any] = {}
-        for column, name in enumerate(features(site)):
-            over_all = {key: value[..., column] for key, value in pooled.items()}
-            at_position = {key: value[..., column] for key, value in single.items()}
-            out[name] = Result(**over_all, at_position=Result(**at_position))
-            if name == "radius":
-                out["radius_ratio"] = Result(
-                    **scaled(over_all, site.width**-0.5),
-                    at_position=Result(**scaled(at_position, site.width**-0.5)),
-                )
+        out: dict[str, Any] = dict(by_position(state["moments"], features(site), first))
+        radius, factor = dict(out["radius"]), site.width**-0.5
+        at_position = Result(**scaled(radius.pop("at_position"), factor))
+        out["radius_ratio"] = Result(**scaled(radius, factor), at_position=at_position)
         groups = slice(0, 1) if first else slice(0, 2)
         count, total, variance = state["directions"].pooled(0, groups)
         raw_count, raw_total, _ = state["directions"].pooled(1, groups)
