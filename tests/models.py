@@ -148,6 +148,7 @@ class Stack(nn.Module):
 
     A token's states are therefore the same to the last bit wherever it stands in whatever batch,
     and what a statistic makes of a layout can be compared with what it ought to make of the tokens.
+    Ids of tokens are for whoever watches: the states are made of the embeddings.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class Stack(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        input_ids: Tensor | None = None,
     ) -> Tensor:
         hidden = inputs_embeds
         for index, block in enumerate(self.blocks):

@@ -45,6 +45,7 @@ class Frame:
     stated: Statement
     resolved: dict[Any, tuple[Tokens, dict[str, Any]]] = field(default_factory=dict)
     stages: dict[Any, Any] = field(default_factory=dict)
+    of_heads: dict[Any, Tokens] = field(default_factory=dict)
     fired: set[str] = field(default_factory=set)
     carry: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     latest: Tensor | None = None
@@ -66,6 +67,20 @@ class Frame:
             if said is not None and said is not self.stated.contexts:
                 return 1, len(said)
         return None
+
+    def grid_of(self, stream: str) -> tuple[int, int] | None:
+        """(B, T) of its tokens, as something tells or the sites before have shown."""
+        if self.grid is not None:
+            return self.grid
+        shown = [key[1:3] for key in self.resolved if key[0] == stream]
+        return shown[-1] if shown else None
+
+    def tokens_of_heads(self, tokens: Tokens, heads: int) -> Tokens:
+        """The tokens of the rows of several heads; the same for all sites."""
+        key = id(tokens), heads
+        if key not in self.of_heads:
+            self.of_heads[key] = tokens.of_heads(heads)
+        return self.of_heads[key]
 
     def known_of(self, entered: Tensor | None, found: Tensor, site: str) -> Reduced | None:
         """The reductions of a block's input, which mostly is the tensor that was read before it.

@@ -34,7 +34,11 @@ Parts = list[tuple[Statistic, Mapping[str, Accumulator]]]  # statistics, each wi
 
 @dataclass
 class SitePlan:
-    """A site, the statistics taken there, and how its tensor is read."""
+    """A site, the statistics taken there, and how its tensor is read.
+
+    Attributes:
+        time_axis: of a norm over the entries of each head, once a forward has told.
+    """
 
     place: Place
     statistics: list[Statistic]
@@ -45,6 +49,7 @@ class SitePlan:
     block: LiveBlock | None = None
     lens: LiveLens | None = None
     around: Stack | None = None
+    time_axis: int | None = None
     looks: list[Look] = field(default_factory=list)
     needs: frozenset[str] = frozenset()
     parts: Parts = field(default_factory=list)
@@ -170,11 +175,24 @@ class Plan:
             )
 
     def prepare_site(
-        self, site: SitePlan, hidden: Tensor, before: Tensor | None, resolved: Mapping[Any, Any]
+        self,
+        site: SitePlan,
+        hidden: Tensor,
+        before: Tensor | None,
+        grid: tuple[int, int],
+        resolved: Mapping[Any, Any],
     ) -> SiteState:
-        """Allocate at the first forward, or check what was allocated before it."""
+        """Allocate at the first forward, or check what was allocated before it.
+
+        Args:
+            site: where.
+            hidden: (B, T, d), at a norm of heads (H B, T, k).
+            before: what came in, as ``hidden``.
+            grid: (B, T).
+            resolved: the tokens that the forward has shown.
+        """
         has_input = before is not None and before.shape == hidden.shape
-        stream = self._stream_name(site.stream, hidden.shape[:2], resolved)
+        stream = self._stream_name(site.stream, grid, resolved)
         state = self.state.sites.get(site.place.name)
         wanted = (hidden.shape[-1], has_input, stream, hidden.device)
         if state is not None:
@@ -229,6 +247,8 @@ class Plan:
         place = site.place
         positions = self.positions[site.stream]
         norm = site.norm if has_input else None
+        if norm is not None and norm.width not in (None, width):
+            norm = None  # it norms something else than the entries of this site's states
         attention = site.attention
         sublayers = site.block.latest.heads if site.looks and site.block else {}
         info = Site(

@@ -22,6 +22,7 @@ from geomhooks.frames import (
     unwrap_transforms,
     without_autocast,
 )
+from geomhooks.heads import find_time_axis, heads_to_rows
 from geomhooks.openers import Opener
 from geomhooks.plan import Parts, Plan, SitePlan
 from geomhooks.reductions import reduce
@@ -30,7 +31,7 @@ from geomhooks.running import Look, Running
 from geomhooks.schedule import Schedule
 from geomhooks.sharded import local_tensor
 from geomhooks.shortcut import Shortcut, Stage
-from geomhooks.sites import to_batch_time_width
+from geomhooks.sites import rearranged, to_batch_time_width
 from geomhooks.state import SiteState
 from geomhooks.statistics.base import Reading
 from geomhooks.tokens import Tokens
@@ -230,18 +231,18 @@ class Routing:
             torch.no_grad(),
             without_autocast(out.device),
         ):
-            grid = frame.grid
-            hidden = to_batch_time_width(out.detach(), name, site.layout, grid)
+            hidden, heads = shown_at(site, out.detach(), frame)
             before = None
             if entered is not None:
                 entered = local_tensor(entered, f"the input of site {name!r}", REPLICATED)
-                before = to_batch_time_width(entered.detach(), name, site.layout, grid)
+                before, _ = shown_at(site, entered.detach(), frame)
             if not hidden.numel():
                 return  # an empty batch
-            seen = look_back(site, running, out, grid) if site.looks else None
+            seen = look_back(site, running, out, frame.grid) if site.looks else None
+            grid = hidden.shape[0] // heads, hidden.shape[1]
             state = self._plan.state.sites.get(name)
             if state is None or state.order < 0:
-                state = self._plan.prepare_site(site, hidden, before, frame.resolved)
+                state = self._plan.prepare_site(site, hidden, before, grid, frame.resolved)
             elif state.site.width != hidden.shape[-1]:
                 raise SiteError(
                     f"site {name!r} had hidden states of width {state.site.width} and now has "
@@ -251,7 +252,9 @@ class Routing:
                 self._plan.follow(state, hidden.device)  # the model was moved
             if not state.site.has_input:
                 entered = before = None
-            tokens, plans = self._tokens_of(frame, state, hidden)
+            tokens, plans = self._tokens_of(frame, state, grid, hidden.device)
+            if heads > 1:
+                tokens = frame.tokens_of_heads(tokens, heads)
             if name in frame.fired:  # the same module once more: its contexts go on, none is closed
                 plans = {key: again(plan) for key, plan in plans.items()}
             frame.fired.add(name)
@@ -308,7 +311,7 @@ class Routing:
         stage = frame.stages.get(key)
         if stage is None:
             state = self._plan.state.sites[way.site.name]
-            resolved = self._tokens_of(frame, state, out)
+            resolved = self._tokens_of(frame, state, (out.shape[0], out.shape[1]), out.device)
             stage = frame.stages[key] = Stage(*resolved, out, len(self._plan.sites))
         entered = into if way.site.has_input else None
         reading = way.read(frame, stage, out, entered, borrowed)
@@ -325,10 +328,10 @@ class Routing:
         return True
 
     def _tokens_of(
-        self, frame: Frame, state: SiteState, hidden: Tensor
+        self, frame: Frame, state: SiteState, grid: tuple[int, int], device: torch.device
     ) -> tuple[Tokens, dict[str, Any]]:
         """Resolve the stream's tokens once per forward, and copy them once per device."""
-        batch, length = hidden.shape[:2]
+        batch, length = grid
         key = (state.stream, batch, length)
         if key not in frame.resolved:
             stream = self._plan.state.streams[state.stream]
@@ -336,13 +339,37 @@ class Routing:
             plans = {name: a.observe(tokens) for name, a in stream.shared.items()}  # type: ignore[attr-defined]
             frame.resolved[key] = tokens, plans
         tokens, plans = frame.resolved[key]
-        if tokens.real.device == hidden.device:
+        if tokens.real.device == device:
             return tokens, plans
-        there = (*key, hidden.device)
+        there = (*key, device)
         if there not in frame.resolved:
-            moved = {name: to_device(plan, hidden.device) for name, plan in plans.items()}
-            frame.resolved[there] = tokens.to(hidden.device), moved
+            moved = {name: to_device(plan, device) for name, plan in plans.items()}
+            frame.resolved[there] = tokens.to(device), moved
         return frame.resolved[there]
+
+
+def shown_at(site: SitePlan, tensor: Tensor, frame: Frame) -> tuple[Tensor, int]:
+    """A site's tensor as (B, T, d) and 1; at a norm of each head as (H B, T, k) and H."""
+    name, layout, heads = site.place.name, site.layout, 1
+    if site.place.kind != "norm" or tensor.is_nested:
+        return to_batch_time_width(tensor, name, layout, frame.grid), heads
+    axis, grid = 1, frame.grid_of(site.stream)
+    if layout is not None and tensor.ndim == 4:
+        # It says (batch, time, heads, k), or what it says of other sites.
+        tensor, layout = rearranged(tensor, name, layout), None
+    elif layout is None and tensor.ndim == 4:
+        axis = find_time_axis(tensor.shape, grid, site.time_axis, name)
+        if tensor.shape[1] != tensor.shape[2]:
+            site.time_axis = axis
+    elif layout is None and tensor.ndim == 3 and grid is not None:
+        packed = tensor.shape[:2] != grid and len(tensor) == grid[0] * grid[1]
+        tensor = (
+            tensor.reshape(*grid, *tensor.shape[1:]) if packed else tensor
+        )  # (tokens, heads, k)
+    if tensor.ndim == 4:
+        heads = tensor.shape[3 - axis]
+        tensor = heads_to_rows(tensor, axis)
+    return to_batch_time_width(tensor, name, layout, frame.grid), heads
 
 
 def look_back(

@@ -363,7 +363,8 @@ def watch(
         exclude_token_ids: ids whose tokens are left out, such as BOS.
         skip_positions: leave out positions below this.
         layout: an einops pattern that brings the sites' tensors to (batch, time, d), or a
-            dictionary from globs over site names to patterns.
+            dictionary from globs over site names to patterns; at norms of each head, which mostly
+            find theirs, to (batch, time, heads, k).
         tokens: a function of (module, arguments by name), called for every call that opens a token
             stream, that returns a dictionary with any of ``mask``, ``positions``, ``contexts``,
             ``groups``, or None.

@@ -15,6 +15,7 @@ from geomhooks.anatomy import (
     Attention,
     Block,
     BlockParts,
+    Embeddings,
     Family,
     Heads,
     Linear,
@@ -22,18 +23,23 @@ from geomhooks.anatomy import (
     register,
 )
 from geomhooks.frames import unwrap_transforms
+from geomhooks.norms import NormModule
 from tests.conformance.harness import (
     GROUPS,
     POSITIONS,
+    VOCABULARY,
     WIDTH,
     Case,
+    Seen,
     label_of,
     label_of_tokens,
     plant,
     render,
+    word_of,
 )
 from tests.models import Stack
 from tests.reference import (
+    Lens,
     Numbers,
     Observations,
     attention,
@@ -41,9 +47,11 @@ from tests.reference import (
     covariance,
     exact,
     group_means,
+    next_word,
     plain,
     pos_ctx,
     sphere,
+    trajectories,
     updates,
 )
 
@@ -149,7 +157,25 @@ def describe(block: Block) -> BlockParts:
     return block.parts(attention, MLP(block.name, push, None, up, None, torch.relu, down))
 
 
-register(Family("Stack", describe))
+@cache
+def lens() -> Lens:
+    """A final norm and rows of words, which the model is said to have."""
+    rng = np.random.default_rng(9)
+    gain, shift = 1 + 0.3 * rng.standard_normal(WIDTH), rng.standard_normal(WIDTH)
+    return Lens(rng.standard_normal((VOCABULARY, WIDTH)), gain, shift, 1e-3)
+
+
+def final_norm(*_: Any) -> NormModule:
+    norm = torch.nn.LayerNorm(WIDTH, lens().eps, dtype=torch.float64)
+    norm.weight.data, norm.bias.data = map(torch.from_numpy, (lens().gain, lens().shift))
+    return NormModule(norm, norm.eps, True, 0.0)
+
+
+def embeddings(*_: Any) -> Embeddings:
+    return Embeddings(torch.from_numpy(lens().rows))
+
+
+register(Family("Stack", describe, embeddings, final_norm))
 
 
 @cache
@@ -205,17 +231,15 @@ def attention_of_blocks(dense: Dense) -> dict[str, Numbers]:
 
 def updates_of_blocks(dense: Dense) -> dict[str, Numbers]:
     """Of the blocks, whose heads each turn some entries."""
+    assert isinstance(dense, Seen)
     numbers = {}
-    for site, seen in dense.items():
-        if site.endswith("@in"):
-            continue
-        assert seen.added is not None
-        turned = seen.added[:, 0, 1]
+    for site, added in dense.added.items():
+        turned = added[:, 0, 1]
         heads = []
         for head in np.arange(WIDTH).reshape(HEADS, -1):
             own = np.isin(np.arange(WIDTH), WIDTH - 1 - head)
             heads.append(np.where(own, turned, 0.0))
-        numbers[site] = updates(seen, SUBLAYERS, {"attention": heads})
+        numbers[site] = updates(added, dense[site].positions, SUBLAYERS, {"attention": heads})
     return numbers
 
 
@@ -305,6 +329,24 @@ CASES = {
             gh.Sphere,
             lambda dense: dict(zip(dense, sphere(list(dense.values())), strict=True)),
             lambda geometry, site: geometry[site].sphere,
+        ),
+        Case(
+            "next_word",
+            gh.NextWord,
+            lambda dense: {
+                site: next_word(seen, word_of(seen.contexts, seen.positions), lens())
+                for site, seen in dense.items()
+            },
+            lambda geometry, site: geometry[site].next_word,
+        ),
+        Case(
+            "trajectories",
+            lambda: gh.Trajectories(contexts=64, tokens=5),
+            lambda dense: {
+                site: trajectories(seen, word_of(seen.contexts, seen.positions), lens(), 5)
+                for site, seen in dense.items()
+            },
+            lambda geometry, site: geometry[site].trajectories,
         ),
         Case(
             "largest_entry",

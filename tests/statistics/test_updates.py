@@ -18,7 +18,7 @@ from tests.anatomy import stacked
 from tests.anatomy.models import make, token_ids
 from tests.conformance.harness import compare
 from tests.models import Stack, tiny_gpt2_lm
-from tests.reference import Observations, updates
+from tests.reference import updates
 
 B, T, WIDTH = 5, 11, 24
 Record = dict[str, tuple[Tensor, Tensor]]
@@ -109,13 +109,10 @@ def real() -> Tensor:
     return torch.arange(T) < torch.tensor([T, T - 1, T - 4, T - 7, 2])[:, None]
 
 
-def observe(found: list[Any], where: Tensor) -> Observations:
-    """Of the real tokens."""
+def observe(found: list[Any], where: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Of the real tokens what is added, and to what, and their positions."""
     added = torch.stack([torch.stack([state, u], 2) for _, state, u in found], 2)
-    positions = torch.arange(T).expand(B, T)[where]
-    return Observations(
-        added[where][:, 0, 0].numpy(), positions.numpy(), positions.numpy(), added[where].numpy()
-    )
+    return added[where].numpy(), torch.arange(T).expand(B, T)[where].numpy()
 
 
 def dense_heads(name: str, model: nn.Module, block: nn.Module, r: Record, projection: str,
@@ -147,7 +144,7 @@ def test_streamed_updates(name: str) -> None:
     r = record(model, block, call)
     found = parts(r)
     heads = dense_heads(name, model, block, r, projection, where)
-    expected = updates(observe(found, where), ("attention", "mlp"), {"attention": heads})
+    expected = updates(*observe(found, where), ("attention", "mlp"), {"attention": heads})
     close = {n: number._replace(rtol=2e-4) for n, number in expected.items()}
     compare(w.geometry()[site].updates, close, name, unchecked=())
 

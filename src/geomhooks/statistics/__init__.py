@@ -6,8 +6,10 @@ from geomhooks.statistics.components import Components
 from geomhooks.statistics.covariance import Covariance
 from geomhooks.statistics.feed_forward_fit import FeedForwardFit
 from geomhooks.statistics.group_means import GroupMeans
+from geomhooks.statistics.next_word import NextWord
 from geomhooks.statistics.pos_ctx import PosCtx
 from geomhooks.statistics.sphere import Sphere
+from geomhooks.statistics.trajectories import Trajectories
 from geomhooks.statistics.updates import Updates
 
 __all__ = [
@@ -18,11 +20,13 @@ __all__ = [
     "Covariance",
     "FeedForwardFit",
     "GroupMeans",
+    "NextWord",
     "PosCtx",
     "Reading",
     "Site",
     "Sphere",
     "Statistic",
+    "Trajectories",
     "Updates",
 ]
 
@@ -31,11 +35,13 @@ REGISTRY: dict[str, type[Statistic]] = {
     kind.name: kind
     for kind in (
         PosCtx,
-        Sphere,
         Covariance,
         GroupMeans,
-        Attention,
+        Sphere,
         Updates,
+        NextWord,
+        Trajectories,
+        Attention,
         Components,
         FeedForwardFit,
     )

@@ -90,7 +90,8 @@ class Reading:
     Attributes:
         site: where.
         taps: the tensors by name, (B, T, d): "out", and "in" where there is one; at norm modules
-            also "gain" and "bias" (d,).
+            also "gain" and "bias" (d,). At a norm of the k entries of each head they are
+            (H B, T, k), a row for each head, and so are the tokens.
         tokens: which entries are real, their positions and contexts.
         reductions: the shared reductions that statistics asked for in ``needs``.
         shift: (d,) the site's fixed shift, about which some reductions are taken.
