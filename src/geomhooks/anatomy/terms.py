@@ -207,7 +207,7 @@ def by_head(attention: Attention, heads: Tensor) -> Tensor:
         heads: (B, T, H k) what goes into the last projection.
     """
     weight = attention.output.weight.to(heads)
-    values = heads.unflatten(-1, (attention.heads, -1))
+    values = heads.reshape(*heads.shape[:-1], attention.heads, -1)
     if attention.value.bias is not None:
         bias = attention.value.bias[:, None].to(values)
         values = values - repeat_heads(bias, attention.heads)[:, 0]

@@ -38,6 +38,8 @@ from geomhooks.functional.group_means import (
     standard_errors,
 )
 from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
+from geomhooks.functional.indicators import Indicators, indicators
+from geomhooks.functional.linear_fit import LinearFit, linear_fit
 from geomhooks.functional.logit_shares import (
     LogitShares,
     LogitSums,
@@ -155,7 +157,9 @@ __all__ = [
     "GroupMoments",
     "HeadWrites",
     "Incoherence",
+    "Indicators",
     "KernelFactors",
+    "LinearFit",
     "LogitShares",
     "LogitSums",
     "LogitTerms",
@@ -211,10 +215,12 @@ __all__ = [
     "group_similarity",
     "head_writes",
     "incoherence",
+    "indicators",
     "kernel_factorisation",
     "key_only_share",
     "layer_angles",
     "leading_share",
+    "linear_fit",
     "log_map",
     "logit_shares",
     "logit_sums",

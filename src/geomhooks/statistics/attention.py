@@ -112,7 +112,7 @@ class Attention(Statistic):
     """
 
     taps: ClassVar[tuple[str, ...]] = ("in",)
-    uses: ClassVar[tuple[str, ...]] = ("query_key",)
+    uses: tuple[str, ...] = ("query_key",)
 
     def __init__(
         self, geometry: Geometry | str, fraction: float = 1.0, positions: int | None = None

@@ -189,7 +189,7 @@ class Statistic(ABC):
     scope: ClassVar[str] = "site"
     laws: frozenset[str] = LAWS
     name: ClassVar[str] = ""
-    uses: ClassVar[tuple[str, ...]] = ()
+    uses: tuple[str, ...] = ()
     positions: int | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -131,10 +131,10 @@ class Components(Statistic):
 
     def terms_at(self, site: Site) -> tuple[str, ...]:
         """The terms by name."""
-        names = ("tokens",) if self.method == "oh_schuler" else ("input", "attention")
-        names += ("source",) if site.reads_source else ()
-        names += () if self.method == "oh_schuler" else ("feed_forward",)
-        return (*names, "correction")
+        source = ("source",) if site.reads_source else ()
+        if self.method == "oh_schuler":
+            return ("tokens", *source, "correction")
+        return ("input", "attention", *source, "feed_forward", "correction")
 
     def accumulators(self, site: Site) -> dict[str, Accumulator]:
         """Moments of indicators, by position, by context, and of rows.
@@ -148,7 +148,10 @@ class Components(Statistic):
                 "blocks of its stack are watched; give it the sites 'blocks'"
             )
         features = len(NAMES) * len(self.terms_at(site))
-        columns = {"total": ((features,), torch.float64), "count": ((features,), torch.int64)}
+        columns: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "total": ((features,), torch.float64),
+            "count": ((features,), torch.int64),
+        }
         made: dict[str, Accumulator] = {
             "moments": Moments((site.positions, features + 1)),
             "by_context": Table(self.contexts, columns),
@@ -313,6 +316,6 @@ def of_contexts(table: Table, number: int) -> Result:
     held = table["key"][:-1] != EMPTY
     order = table["key"][:-1].masked_fill(~held, EMPTY).argsort()[int((~held).sum()) :]
     total, count = table["total"][order], table["count"][order]
-    means = (total / count).unflatten(1, (len(NAMES), number))
+    means = (total / count).view(-1, len(NAMES), number)
     named = {name: means[:, index] for index, name in enumerate(NAMES)}
     return Result(context_id=table["key"][order], tokens=count.amax(1), **named)

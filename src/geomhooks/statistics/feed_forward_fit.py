@@ -68,6 +68,7 @@ class FeedForwardFit(Statistic):
     """
 
     taps: ClassVar[tuple[str, ...]] = ("out", "in")
+    uses: tuple[str, ...] = ("additions",)
 
     def __init__(
         self, fraction: float = 1.0, max_bytes: int = 1 << 31, positions: int | None = None
@@ -79,7 +80,6 @@ class FeedForwardFit(Statistic):
             )
         self.max_bytes = max_bytes
         self.positions = positions
-        self.uses = ("additions",)
         self.laws = LAWS if fraction == 1 else OF_A_SAMPLE
 
     def shared(self, stream: TokenStream) -> dict[str, Accumulator]:
