@@ -17,6 +17,7 @@ from geomhooks.reductions.plain import sum_by_context, wide_of
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.attention import continued
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
+from geomhooks.statistics.by_position import by_position
 from geomhooks.table import EMPTY, Table, hash_keys
 from geomhooks.tokens import Tokens
 
@@ -249,27 +250,18 @@ class Components(Statistic):
         site: Site = state["site"]
         moments: Moments = state["moments"]
         names, left_out = self.terms_at(site), state["left_out"].value
-        seen = moments["count"][-1].nonzero()
-        if not len(seen):
+        if not int(moments["count"].sum()):
             reason = Unavailable(
                 f"no token has been counted at this site; {int(left_out)} real tokens were left out"
             )
             return dict.fromkeys((*NAMES, "gap", "by_context"), reason) | {"left_out": left_out}
-        rows = slice(0, int(seen.max()) + 1)
-        pooled, single = moments.summary(rows), moments.summary(rows, pooled=False)
-
-        def of_column(column: int) -> Result:
-            over_all = {key: value[..., column] for key, value in pooled.items()}
-            at_position = {key: value[..., column] for key, value in single.items()}
-            return Result(**over_all, at_position=Result(**at_position))
-
-        number = len(names)
+        columns = [f"{what} {term}" for what in NAMES for term in names]
+        found = by_position(moments, [*columns, "gap"])
         out: dict[str, Any] = {
-            name: Result(**{t: of_column(index * number + k) for k, t in enumerate(names)})
-            for index, name in enumerate(NAMES)
+            what: Result(**{term: found[f"{what} {term}"] for term in names}) for what in NAMES
         }
-        out |= {"gap": of_column(len(NAMES) * number), "left_out": left_out}
-        out["by_context"] = of_contexts(state["by_context"], number)
+        out |= {"gap": found["gap"], "left_out": left_out}
+        out["by_context"] = of_contexts(state["by_context"], len(names))
         if self.split is not None:
             out["layers" if self.split == "layer" else "heads"] = self._of_rows(state, site)
         return out
