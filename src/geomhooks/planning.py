@@ -285,6 +285,11 @@ def check_statistics(wishes: list[tuple[Selector, list[Statistic]]]) -> dict[str
                     f"{statistic.name}: uses 'additions', which are made to a block's input; its "
                     "taps must have 'in'"
                 )
+            if "heads" in statistic.uses and "additions" not in statistic.uses:
+                raise SiteError(
+                    f"{statistic.name}: uses 'heads', which are of additions; it must use "
+                    "'additions' too"
+                )
             for need in statistic.needs:
                 if need not in NAMES:
                     raise SiteError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from geomhooks.calls import Call, Statement, add_statement, read_call, read_plain_call
 from geomhooks.contexts import again, to_device
-from geomhooks.errors import HookError, SiteError, WatchError
+from geomhooks.errors import SiteError, WatchError
 from geomhooks.frames import (
     Frame,
     outside_transforms,
@@ -27,9 +27,9 @@ from geomhooks.openers import Opener
 from geomhooks.plan import Parts, Plan, SitePlan
 from geomhooks.reductions import reduce
 from geomhooks.reductions.products import add_products
-from geomhooks.running import Look, Running
+from geomhooks.running import Look, Running, look_back
 from geomhooks.schedule import Schedule
-from geomhooks.sharded import local_tensor
+from geomhooks.sharded import REPLICATED, local_tensor
 from geomhooks.shortcut import Shortcut, Stage
 from geomhooks.sites import rearranged, to_batch_time_width
 from geomhooks.state import SiteState
@@ -39,10 +39,6 @@ from geomhooks.tokens import Tokens
 __all__ = ["Routing"]
 
 peek_transforms = torch._C._functorch.peek_interpreter_stack
-REPLICATED = (
-    "Watch a site that is replicated, such as a whole block, or have the parallel plan replicate "
-    "it: output_layouts=Replicate()"
-)
 
 
 class Routing:
@@ -370,43 +366,6 @@ def shown_at(site: SitePlan, tensor: Tensor, frame: Frame) -> tuple[Tensor, int]
         heads = tensor.shape[3 - axis]
         tensor = heads_to_rows(tensor, axis)
     return to_batch_time_width(tensor, name, layout, frame.grid), heads
-
-
-def look_back(
-    site: SitePlan, running: Running | None, out: Tensor, grid: tuple[int, int] | None
-) -> list[dict[str, Tensor] | None]:
-    """What the sublayers of a block have given out in the call that ends, (B, T, ...) by name.
-
-    Args:
-        site: the block.
-        running: that call, or None where its beginning was not seen.
-        out: what the block gives out.
-        grid: of :func:`geomhooks.sites.to_batch_time_width`.
-
-    Raises:
-        HookError: a sublayer was not seen.
-        SiteError: what it gave out cannot be read.
-    """
-    name = site.place.name
-    if running is None:
-        raise HookError(
-            f"site {name!r} was read without the beginning of its call: the watch was attached, or "
-            "resumed, in the middle of a forward; do it between two"
-        )
-    running.check_input(name, out)
-
-    def bring(tensor: Tensor, what: str) -> Tensor:
-        tensor = local_tensor(tensor, what, REPLICATED)
-        if not tensor.is_nested and tensor.shape[:-1] != out.shape[:-1]:
-            if tensor.numel() * out.shape[-1] != out.numel() * tensor.shape[-1]:
-                raise SiteError(
-                    f"{what}: its module shows a tensor of shape {tuple(tensor.shape)}, and the "
-                    f"block one of shape {tuple(out.shape)}; of each token one row is needed"
-                )
-            tensor = tensor.reshape(*out.shape[:-1], tensor.shape[-1])  # some join batch and time
-        return to_batch_time_width(tensor, name, site.layout, grid)
-
-    return running.of_sublayers(site.looks, site.sublayers, bring)
 
 
 def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None:
