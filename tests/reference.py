@@ -415,6 +415,9 @@ def attention(
             f"{prefix}covariance": relative_to(most, covariance.reshape(*five, 5, 5)),
         }
         if not prefix:
+            # What the query's biases make of the four parts of a key's state.
+            of_state = covariance.reshape(*five, 5, 5)[:, 4, :4, 4, :4].sum((1, 2))
+            numbers["key_only"] = relative_to(size, of_state / variance)
             averages = zip(PAIRS, shares.mean(0), strict=True)
             numbers |= {f"mean_shares.{pair}": relative_to(size, v) for pair, v in averages}
     pairs = sum(piece.shape[1] for piece in raw[0])
@@ -616,6 +619,73 @@ def sphere_numbers(seen: Observations, numbers: dict[str, PerToken]) -> Numbers:
             moments_at_position(without, seen.positions[later], 1),
         )
     return flat
+
+
+def update(state: np.ndarray, added: np.ndarray) -> dict[str, PerToken]:
+    """What an update is to a state: relative to the state's centred radius, but for its norm."""
+    r, norm = (np.linalg.norm(v, axis=-1) for v in (centred(state), added))
+    moved = step(state, state + added)
+    length = moved["radial"].scale
+    relative = {n: PerToken(moved[n].value / r, length / r) for n in ("radial", "tangential")}
+    cosine = moved["radial"].value / length
+    return relative | {
+        "norm": PerToken(norm, norm),
+        "radial_share": PerToken(cosine**2, np.abs(cosine)),
+        "step_angle": moved["step_angle"],
+    }
+
+
+def updates(
+    seen: np.ndarray,
+    all_positions: np.ndarray,
+    names: tuple[str, ...],
+    heads: dict[str, list[np.ndarray]],
+) -> Numbers:
+    """What Updates reports of a block.
+
+    Args:
+        seen: (N, S, 2, d) of each sublayer the state that it adds to, and what it adds.
+        all_positions: (N,)
+        names: of the sublayers.
+        heads: of the sublayers that have some, what each of them adds, (N, d).
+    """
+    flat: Numbers = {}
+    for first, start in ((0, ""), (1, "without_first.")):
+        kept = all_positions >= first
+        positions, number = all_positions[kept], int(kept.sum())
+        found = {"gap": PerToken(np.zeros(number), np.ones(number))}
+        for index, name in enumerate(names):
+            state, added = seen[kept, index, 0], seen[kept, index, 1]
+            found |= {f"{name}.{n}": numbers for n, numbers in update(state, added).items()}
+            flat[f"{start}{name}.non_finite"] = exact(0)
+            each = [written(state, head[kept]) for head in heads.get(name, [])]
+            for feature in each[0] if each else ():
+                of_heads = [moments(head[feature]) for head in each]
+                flat |= prefixed(f"{start}{name}.heads.{feature}.", stacked(of_heads))
+        for name, numbers in found.items():
+            flat |= prefixed(f"{start}{name}.", moments(numbers))
+            flat |= prefixed(
+                f"{start}{name}.at_position.", moments_at_position(numbers, positions, first)
+            )
+    return flat
+
+
+def written(state: np.ndarray, head: np.ndarray) -> dict[str, PerToken]:
+    """What one head adds to a state, relative to the state's centred radius."""
+    size = np.linalg.norm(head, axis=-1) / np.linalg.norm(centred(state), axis=-1)
+    parts = update(state, head)
+    shown = {name: PerToken(parts[name].value, size) for name in ("radial", "tangential")}
+    return {"size": PerToken(size, size)} | shown
+
+
+def stacked(rows: list[Numbers]) -> Numbers:
+    """Numbers of several things, one after the other in an array."""
+    return {
+        name: Expected(
+            np.stack([row[name].value for row in rows]), np.stack([row[name].scale for row in rows])
+        )
+        for name in rows[0]
+    }
 
 
 def prefixed(prefix: str, numbers: Numbers) -> Numbers:

@@ -23,6 +23,7 @@ from geomhooks.statistics import (
     Sphere,
     Statistic,
     Trajectories,
+    Updates,
 )
 from geomhooks.table import Table
 from geomhooks.version import __version__
@@ -47,6 +48,7 @@ __all__ = [
     "Sum",
     "Table",
     "Trajectories",
+    "Updates",
     "Watch",
     "__version__",
     "errors",

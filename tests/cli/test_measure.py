@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,17 @@ def test_options(cli, bert: Path, text: Path):
     assert list(geometry[geometry.sites[0]]) == ["sphere"]
     assert "norm" in result.out
     assert "resid" not in result.out
+
+
+def test_updates(cli, gpt2: Path, text: Path):
+    """What attention and the feed-forward layers add, each in a column of the table."""
+    result = cli("measure", gpt2, "--text", text, "--statistics", "updates", "--max-length", 16)
+    assert result.code == 0, result.err
+    found = gh.load("geometry.safetensors")["h.1"].updates
+    assert int(found.mlp.norm.count) == int(found.attention.norm.count) > 100
+    for name in ("attention", "mlp"):
+        assert name in result.out
+        assert f"{math.degrees(float(found[name].step_angle.mean)):.1f}°" in result.out
 
 
 def test_covariance(cli, bert: Path, text: Path):

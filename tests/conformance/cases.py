@@ -11,15 +11,18 @@ import torch
 
 import geomhooks as gh
 from geomhooks.anatomy import (
+    MLP,
     Attention,
     Block,
     BlockParts,
     Embeddings,
     Family,
     Heads,
+    Linear,
     Output,
     register,
 )
+from geomhooks.frames import unwrap_transforms
 from geomhooks.norms import NormModule
 from tests.conformance.harness import (
     GROUPS,
@@ -27,6 +30,7 @@ from tests.conformance.harness import (
     VOCABULARY,
     WIDTH,
     Case,
+    Seen,
     label_of,
     label_of_tokens,
     plant,
@@ -47,6 +51,7 @@ from tests.reference import (
     pos_ctx,
     sphere,
     trajectories,
+    updates,
 )
 
 
@@ -127,15 +132,27 @@ def head_weights(index: int) -> dict[str, np.ndarray]:
     return made | {f"{n}_bias": rng.standard_normal((len(w), HEAD_WIDTH)) for n, w in made.items()}
 
 
+SUBLAYERS = ("attention", "mlp")
+
+
 def describe(block: Block) -> BlockParts:
-    """An attention that the blocks have not, with heads that share keys and see the past only."""
+    """Blocks of two sublayers that are said to be attention and a feed-forward layer.
+
+    The attention has queries and keys that the blocks have not, with heads that share keys and see
+    the past only; its projection is what turns the states, which it does to each entry alone.
+    """
     weights = {name: torch.from_numpy(w) for name, w in head_weights(block.index).items()}
     query, key = (Heads(weights[n], weights[f"{n}_bias"]) for n in ("query", "key"))
+    turn, push = block.find("turn"), block.find("push")
+    scale = unwrap_transforms(turn.scale, block.name).detach()
+    output = Output(torch.diag(scale).flip(0).view(HEADS, -1, WIDTH), None, turn)
     attention = Attention(
         block.name, block.name, block.module, block.site, HEADS, KEY_HEADS, SCALE, True, None,
-        None, query, key, key, Output(torch.zeros(HEADS, HEAD_WIDTH, WIDTH), None),
+        None, query, key, key, output,
     )  # fmt: skip
-    return block.parts(attention)
+    down = Linear(torch.zeros(1, WIDTH), None, push)
+    up = Linear(torch.zeros(WIDTH, 1), None)
+    return block.parts(attention, MLP(block.name, push, None, up, None, torch.relu, down))
 
 
 @cache
@@ -210,6 +227,20 @@ def attention_of_blocks(dense: Dense) -> dict[str, Numbers]:
     return numbers
 
 
+def updates_of_blocks(dense: Dense) -> dict[str, Numbers]:
+    """Of the blocks, whose heads each turn some entries."""
+    assert isinstance(dense, Seen)
+    numbers = {}
+    for site, added in dense.added.items():
+        turned = added[:, 0, 1]
+        heads = []
+        for head in np.arange(WIDTH).reshape(HEADS, -1):
+            own = np.isin(np.arange(WIDTH), WIDTH - 1 - head)
+            heads.append(np.where(own, turned, 0.0))
+        numbers[site] = updates(added, dense[site].positions, SUBLAYERS, {"attention": heads})
+    return numbers
+
+
 def extent(dense: Dense) -> dict[str, Numbers]:
     norms = [np.linalg.norm(seen.states, axis=-1) for seen in dense.values()]
     return {
@@ -262,6 +293,12 @@ CASES = {
             lambda: gh.Attention(known_geometry(), positions=POSITIONS),
             attention_of_blocks,
             lambda geometry, site: geometry[site].attention,
+        ),
+        Case(
+            "updates",
+            lambda: gh.Updates(heads=True),
+            updates_of_blocks,
+            lambda geometry, site: geometry[site].updates,
         ),
         Case(
             "sphere",

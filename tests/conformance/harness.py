@@ -268,12 +268,27 @@ class Subject:
             compare(self.case.find(geometry, key), numbers, key)
 
 
-def dense(model: Stack, contexts: Sequence[Context], dtype: torch.dtype) -> dict[str, Observations]:
-    """All hidden states at each site: each context run alone, and read by hooks of our own."""
+class Seen(dict[str, Observations]):
+    """The observations of each site.
+
+    Attributes:
+        added: of each block, and of each of its sublayers, the state that it adds to and what it
+            adds, (N, S, 2, d).
+    """
+
+    added: dict[str, np.ndarray]
+
+
+def dense(model: Stack, contexts: Sequence[Context], dtype: torch.dtype) -> Seen:
+    """All hidden states at each site: each context run alone, and read by hooks of our own.
+
+    Of a block also what its sublayers are given and what they give.
+    """
     sites: dict[str, list[np.ndarray]] = {}
 
-    def keep(name: str, states: Tensor) -> None:
-        sites.setdefault(name, []).append(states.detach().double().numpy()[0])
+    def keep(name: str, *states: Tensor) -> None:
+        found = [one.detach().double().numpy()[0] for one in states]
+        sites.setdefault(name, []).append(np.stack(found, 1) if len(found) > 1 else found[0])
 
     handles = [
         model.blocks[0].register_forward_pre_hook(lambda _, inputs: keep("blocks.0@in", inputs[0]))
@@ -282,15 +297,27 @@ def dense(model: Stack, contexts: Sequence[Context], dtype: torch.dtype) -> dict
         handles.append(
             block.register_forward_hook(lambda _, __, out, name=f"blocks.{index}": keep(name, out))
         )
+        handles += [
+            block.get_submodule(part).register_forward_hook(
+                lambda _, inputs, out, name=f"blocks.{index}.{part}": keep(name, *inputs, out)
+            )
+            for part in ("turn", "push")
+        ]
     for context in contexts:
         model(inputs_embeds=torch.from_numpy(context.embeddings).to(dtype)[None])
     for handle in handles:
         handle.remove()
     positions = np.concatenate([context.positions for context in contexts])
     ids = np.concatenate([np.full(len(context.positions), context.id) for context in contexts])
-    return {
-        name: Observations(np.concatenate(parts), positions, ids) for name, parts in sites.items()
+    whole = {name: np.concatenate(parts) for name, parts in sites.items()}
+    outer = {name: states for name, states in whole.items() if states.ndim == 2}
+    found = Seen({name: Observations(s, positions, ids) for name, s in outer.items()})
+    found.added = {
+        name: np.stack([whole[f"{name}.turn"], whole[f"{name}.push"]], 1)
+        for name in outer
+        if not name.endswith("@in")
     }
+    return found
 
 
 def flatten(results: Any, prefix: str = "") -> dict[str, Any]:

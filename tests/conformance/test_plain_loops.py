@@ -22,7 +22,7 @@ def without_numba() -> Iterator[None]:
         yield
 
 
-NAMES = ("pos_ctx", "covariance", "sphere", "next_word", "trajectories")
+NAMES = ("pos_ctx", "covariance", "sphere", "updates", "next_word", "trajectories")
 
 
 @pytest.mark.parametrize(

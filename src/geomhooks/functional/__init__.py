@@ -38,7 +38,13 @@ from geomhooks.functional.group_means import (
     standard_errors,
 )
 from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
-from geomhooks.functional.logit_shares import LogitShares, LogitSums, logit_shares, logit_sums
+from geomhooks.functional.logit_shares import (
+    LogitShares,
+    LogitSums,
+    key_only_share,
+    logit_shares,
+    logit_sums,
+)
 from geomhooks.functional.low_rank import (
     FactoredSVD,
     SymmetricPart,
@@ -117,6 +123,7 @@ from geomhooks.functional.two_way import (
     singular_value_floor,
     variance_components,
 )
+from geomhooks.functional.updates import HeadWrites, UpdateParts, head_writes, update_parts
 from geomhooks.functional.virtual_matrices import (
     FoldedHeads,
     LogitTerms,
@@ -146,6 +153,7 @@ __all__ = [
     "FrozenNorm",
     "GeodesicDistance",
     "GroupMoments",
+    "HeadWrites",
     "Incoherence",
     "KernelFactors",
     "LogitShares",
@@ -170,6 +178,7 @@ __all__ = [
     "SpherePath",
     "SymmetricPart",
     "UmapProjection",
+    "UpdateParts",
     "ValueOutputMap",
     "WeightAlignment",
     "WordScores",
@@ -200,8 +209,10 @@ __all__ = [
     "geodesic_distance",
     "group_moments",
     "group_similarity",
+    "head_writes",
     "incoherence",
     "kernel_factorisation",
+    "key_only_share",
     "layer_angles",
     "leading_share",
     "log_map",
@@ -247,6 +258,7 @@ __all__ = [
     "umap_projection",
     "unit_rows",
     "universal_threshold",
+    "update_parts",
     "value_output_map",
     "variance_components",
     "weight_alignment",

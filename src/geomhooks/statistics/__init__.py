@@ -8,6 +8,7 @@ from geomhooks.statistics.next_word import NextWord
 from geomhooks.statistics.pos_ctx import PosCtx
 from geomhooks.statistics.sphere import Sphere
 from geomhooks.statistics.trajectories import Trajectories
+from geomhooks.statistics.updates import Updates
 
 __all__ = [
     "LAWS",
@@ -22,10 +23,20 @@ __all__ = [
     "Sphere",
     "Statistic",
     "Trajectories",
+    "Updates",
 ]
 
 # By the name that files know them by; files never run code, so no others are.
 REGISTRY: dict[str, type[Statistic]] = {
     kind.name: kind
-    for kind in (PosCtx, Sphere, Covariance, GroupMeans, Attention, NextWord, Trajectories)
+    for kind in (
+        PosCtx,
+        Covariance,
+        GroupMeans,
+        Sphere,
+        Updates,
+        NextWord,
+        Trajectories,
+        Attention,
+    )
 }
