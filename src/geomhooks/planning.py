@@ -45,7 +45,7 @@ __all__ = ["make_plan"]
 DEFAULT_OPEN = 256
 TIME_FIRST = "t b d -> b t d"
 AVAILABLE_TAPS = ("out", "in", "gain", "bias")
-AVAILABLE_PARTS = ("query_key", "logit_lens", "additions", "heads", "stack")
+AVAILABLE_PARTS = ("query_key", "logit_lens", "head", "additions", "heads", "stack")
 OF_BLOCKS = {
     "query_key": "the attention of blocks",
     "additions": "what the sublayers of blocks add",
@@ -179,17 +179,23 @@ def describe_parts(root: nn.Module, plans: Iterable[SitePlan]) -> None:
             plan.looks = looks_at(plan.block.latest, plan.uses("heads"))
         if plan.uses("stack"):
             plan.around = stack_around(plan, find_anatomy(root), watched)
-        if plan.uses("logit_lens"):
+        if plan.uses("logit_lens") or plan.uses("head"):
             if not stack and len(stacks) > 1:
                 raise SiteError(
-                    f"{user_of(plan, 'logit_lens')} looks at states through the final norm of "
-                    f"their stack, and {name!r} may be of any of {', '.join(stacks)}; give it the "
-                    "sites 'blocks'"
+                    f"{user_of(plan, 'logit_lens', 'head')} looks at states through the final norm "
+                    f"of their stack, and {name!r} may be of any of {', '.join(stacks)}; give it "
+                    "the sites 'blocks'"
                 )
             stack = stack or stacks[0]
             if stack not in lenses:
                 lenses[stack] = LiveLens(root, find_anatomy(root), stack)
             plan.lens = lenses[stack]
+            if plan.uses("head") and plan.lens.head() is None:
+                raise SiteError(
+                    f"{user_of(plan, 'head')} puts states through the model's head, and "
+                    f"{type(root).__name__} has none that is known; give it a model with a head "
+                    "for language modelling"
+                )
 
 
 def stack_around(plan: SitePlan, anatomy: Anatomy, watched: set[tuple[str, str]]) -> Stack:
@@ -215,9 +221,9 @@ def stack_around(plan: SitePlan, anatomy: Anatomy, watched: set[tuple[str, str]]
     return stack
 
 
-def user_of(plan: SitePlan, what: str) -> str:
-    """The name of a statistic that uses something."""
-    return next(statistic.name for statistic in plan.statistics if what in statistic.uses)
+def user_of(plan: SitePlan, *what: str) -> str:
+    """The name of a statistic that uses one of some things."""
+    return next(s.name for s in plan.statistics if set(what) & set(s.uses))
 
 
 def warn_of_other_models(statistics: Iterable[Statistic], model: str) -> None:

@@ -376,6 +376,8 @@ def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None
         reading.query_key = site.block.query_key(reading.tokens.positions)
     if site.lens is not None and any("logit_lens" in s.uses for s, _ in parts):
         reading.lens = site.lens.now()
+    if site.lens is not None and any("head" in s.uses for s, _ in parts):
+        reading.head = site.lens.head()
     if site.around is not None:
         reading.stack = site.around
         embedded = frame.embedded.pop(site.place.name, None)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import geomhooks as gh
+from geomhooks.anatomy import find_anatomy
 from geomhooks.anatomy.origins import Origins
 from geomhooks.anatomy.terms import Terms
-from geomhooks.errors import AnatomyError, SiteError, UnidentifiedError
+from geomhooks.errors import AnatomyError, SiteError, TokensError, UnidentifiedError
 from geomhooks.functional.indicators import Indicators, indicators
 from tests.anatomy import stacked
+from tests.anatomy import test_heads as heads
 from tests.anatomy.models import gpt2, make, token_ids
 from tests.anatomy.test_rebuilding import recorded
 from tests.anatomy.test_terms import EVERY, MODELS, Seen, masked_call
@@ -318,3 +320,72 @@ def test_nothing_but_left_out_tokens() -> None:
     assert int(found.left_out) == 2
     with pytest.raises(UnidentifiedError, match=r"no token has been counted at this site; 2 real"):
         _ = found.importance
+
+
+def scored(kind: str, **call: Any) -> tuple[Any, Any, nn.Module]:
+    """The scores of a model, and what it gives out."""
+    model = heads.make(kind)
+    with torch.no_grad(), gh.watch(model, statistics=[gh.Components(subsets=True)]) as watch:
+        out = model(**call)
+    geometry = watch.geometry()
+    assert all("subsets" not in geometry[site].components for site in geometry.sites[:-1])
+    return geometry[geometry.sites[-1]].components.subsets, out, model
+
+
+@pytest.mark.parametrize("kind", [k for k in heads.KINDS if "PreTraining" not in k])
+def test_scores_of_subsets(kind: str) -> None:
+    """That of all terms is the model's loss, and the others those of the sums of their terms."""
+    ids = token_ids(3, 8)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    causal = "MaskedLM" not in kind
+    if not causal:
+        labels = labels.masked_fill(torch.arange(8) % 3 > 0, -100)
+    found, out, model = scored(kind, input_ids=ids, attention_mask=mask, labels=labels)
+    everything = [name for name in found.accuracy if name.count("_") >= 4]
+    (whole,) = (name for name in everything if "correction" in name and name.startswith("input_a"))
+    assert len(found.accuracy) == 15
+    assert torch.allclose(found.cross_entropy[whole].float(), out.loss, atol=1e-4)
+    said = out.logits.argmax(-1)
+    wanted = labels[:, 1:] if causal else labels
+    said = said[:, :-1] if causal else said
+    there = wanted != -100
+    assert int(found.count) == int(there.sum())
+    assert float(found.accuracy[whole]) == pytest.approx(
+        float((said == wanted)[there].float().mean())
+    )
+    # The input alone, through the final norm as it acts on the whole, and the head.
+    anatomy = find_anatomy(model)
+    stack = anatomy.stack()
+    names = {"last": stack.blocks[-1].module, "first": stack.blocks[0].module}
+    with torch.no_grad(), recorded(names) as seen:
+        model(input_ids=ids, attention_mask=mask)
+    if stack.final_norm is not None:
+        assert anatomy.head is not None
+        terms = Terms.begin(seen["first"][0])
+        terms.pass_norm(stack.final_norm, seen["last"][1])
+        logits = anatomy.head(terms.rows["input"][0])[:, :-1]
+        expected = nn.functional.cross_entropy(logits[there], wanted[there])
+        assert torch.allclose(found.cross_entropy.input.float(), expected, atol=1e-4)
+
+
+def test_scores_need_to_know_the_words() -> None:
+    model = heads.make("BertForMaskedLM")
+    with (
+        pytest.raises(TokensError, match=r"need what the masked words are; give the model labels="),
+        torch.no_grad(),
+        gh.watch(model, statistics=[gh.Components(subsets=True)]),
+    ):
+        model(token_ids(2, 5))
+    model = heads.make("GPT2LMHeadModel")
+    with (
+        pytest.raises(TokensError, match=r"need the ids of the tokens; give input_ids"),
+        torch.no_grad(),
+        gh.watch(model, statistics=[gh.Components(subsets=True)]),
+    ):
+        model(inputs_embeds=torch.randn(2, 5, 24))
+    with pytest.raises(SiteError, match=r"the model's head, and GPT2Model has none that is known"):
+        gh.watch(gpt2(), statistics=[gh.Components(subsets=True)])
+    with pytest.raises(ValueError, match=r"subsets=True\): only of method='muppet'"):
+        gh.Components(method="oh_schuler", subsets=True)

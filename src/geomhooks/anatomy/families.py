@@ -29,7 +29,7 @@ class Family:
             function that finds it in what is around a stack; or None.
         head: makes of the model and the projection that it names as its head what gives the logits,
             or None where that is more than a projection. By default it is that projection.
-        transform: of such a head, finds in the model what comes before the projection, as a function
+        transform: of such a head, finds in the model what comes before the projection, a function
             of the last hidden states.
         blocks: classes of blocks by which a model is known that does not say its family itself.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -101,6 +101,7 @@ class Reading:
             ``uses`` it, else None.
         lens: what makes the head's logits of the tap "out", where a statistic ``uses`` it, else
             None.
+        head: from states (..., d) after the final norm to the model's logits (..., V), the same.
         additions: what each sublayer of a block adds to the tap "in", in order, where a statistic
             ``uses`` it, else empty; and then
         block: the parts of that block.
@@ -116,6 +117,7 @@ class Reading:
     carry: dict[Any, Any]
     query_key: QueryKey | None = None
     lens: LogitLens | None = None
+    head: Callable[[Tensor], Tensor] | None = None
     additions: tuple[Addition, ...] = ()
     block: BlockParts | None = None
     stack: Stack | None = None
@@ -139,7 +141,7 @@ class Statistic(ABC):
       the model's own tensors: read them, never write to them.
     - ``reading.tokens``: ``real`` (B, T), the tokens that count; ``positions`` (B, T); ``at``, the
       rows of an accumulator with a row for each position; ``keys`` (M,), the forward's contexts;
-      ``ids`` (B, T) of the tokens, or None.
+      ``ids`` and ``labels`` (B, T) of the tokens, or None.
     - ``reading.reductions``: what ``needs`` names, of "squared_norm", "ones", "norm", "radius",
       "shifted_squared_norm", "position_sum", "context_sum", "directions", "step" ("radial",
       "tangential", "outward"), "shifted"; each is described at
@@ -152,6 +154,8 @@ class Statistic(ABC):
       which its queries and keys can be made.
     - "logit_lens", where the model says of what stack of blocks a site is: ``reading.lens``, the
       final norm and the head, or the embeddings of a model without one.
+    - "head", at the same sites: ``reading.head``, what makes logits of states after the final norm,
+      also where that is more than a projection.
     - "additions", at blocks: ``reading.additions``, a :class:`geomhooks.anatomy.Addition` of each
       sublayer that ran: what it adds, and to what. In training that is before dropout. With "heads"
       also what the heads mix, before their projection. ``reading.block`` has the block's parts.

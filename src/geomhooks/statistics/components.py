@@ -18,6 +18,7 @@ from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.attention import continued
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
+from geomhooks.statistics.subset_scores import add_scores, score_sums, scores, subsets, targets_of
 from geomhooks.table import EMPTY, Table, hash_keys
 from geomhooks.tokens import Tokens
 
@@ -63,6 +64,10 @@ class Components(Statistic):
         split: None; "layer": also attention, source, feed-forward and correction of each block
             apart, which takes as many hidden states in a forward; "head": also the heads of each
             block, which takes H times as many. Of the first method only.
+        subsets: also put every sum of some of the terms, 2^K - 1 of them, through the norm after
+            the last block and the model's head, and see how well it says the next word, or in a
+            model for masked words those that ``labels=`` of its call asks for. That takes as many
+            products with the whole vocabulary. Of the first method only.
         contexts: of how many contexts to keep the means, a uniform sample.
         own_means: with "oh_schuler" a norm takes its own mean off each term, as the published code
             does; else the mean of the whole off correction, as the first method does.
@@ -82,11 +87,15 @@ class Components(Statistic):
     - with ``split``: ``layers``, or ``heads``: by indicator and term the means (L,) over all tokens
       of what each block so far added, of heads (L, H). Correction has one more, first, of what
       comes before the blocks.
+    - with ``subsets``, at the last block: ``subsets.accuracy`` and ``subsets.cross_entropy`` (in
+      nats) of each sum by the names of its terms, as ``input_attention``, over ``subsets.count``
+      tokens that have a word to be said.
     - ``left_out``: tokens without numbers: the forward began behind the first block, or with
       "oh_schuler" went on with a cache, whose values are not at hand.
 
     Raises:
         ValueError: an argument is not what it has to be.
+        TokensError: with ``subsets``, in a forward that does not tell what words there are.
 
     Example:
         >>> import torch, geomhooks as gh
@@ -107,6 +116,7 @@ class Components(Statistic):
         method: Method = "muppet",
         final_norm: bool = False,
         split: Split | None = None,
+        subsets: bool = False,
         contexts: int = 256,
         own_means: bool = True,
         positions: int | None = None,
@@ -117,6 +127,8 @@ class Components(Statistic):
             raise ValueError(f"Components(split={split!r}): None, 'layer' or 'head'")
         if split is not None and method != "muppet":
             raise ValueError(f"Components(split={split!r}): only method='muppet' has such rows")
+        if subsets and method != "muppet":
+            raise ValueError(f"Components(subsets={subsets!r}): only of method='muppet'")
         for name, value in (("contexts", contexts), ("positions", positions)):
             whole = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and (not whole or value < 1):
@@ -124,11 +136,14 @@ class Components(Statistic):
         self.method = method
         self.final_norm = final_norm
         self.split = split
+        self.subsets = subsets
         self.contexts = contexts
         self.own_means = own_means
         self.positions = positions
-        self.uses = ("additions", "stack", *(("heads",) if split == "head" else ()))
-        self.laws = LAWS - ({"generation"} if method == "oh_schuler" else set())
+        further = {"heads": split == "head", "head": subsets}
+        self.uses = ("additions", "stack", *(name for name, wanted in further.items() if wanted))
+        # With a cache, other values than this forward's are looked at, or other words come next.
+        self.laws = LAWS - ({"generation"} if subsets or method == "oh_schuler" else set())
 
     def terms_at(self, site: Site) -> tuple[str, ...]:
         """The terms by name."""
@@ -161,6 +176,8 @@ class Components(Statistic):
         rows = sum(self._rows_at(site).values())
         if rows:
             made["rows"] = Moments((1, len(NAMES) * rows))
+        if self.subsets and site.last:
+            made |= score_sums(len(subsets(self.terms_at(site))))
         return made
 
     def _rows_at(self, site: Site) -> dict[str, int]:
@@ -206,6 +223,22 @@ class Components(Statistic):
             at = torch.zeros_like(tokens.positions)
             state["rows"].add(of_rows, at, keep)
 
+        if "answers" in state:
+            self._score(state, reading)
+
+    def _score(self, state: Mapping[str, Any], reading: Reading) -> None:
+        """Put sums of the terms of the last states through the head."""
+        terms, around = reading.carry.pop(("last", reading.site.stack)), reading.stack
+        assert around is not None
+        assert reading.head is not None
+        if around.final_norm is not None:
+            terms.pass_norm(around.final_norm, as_float(reading.taps["out"]))
+        causal = around.blocks[0].attention.causal
+        target, known = targets_of(reading.tokens, causal, reading.site.name)
+        known = known & reading.reductions.keep
+        chosen = subsets(self.terms_at(reading.site))
+        add_scores(state, terms.summed, reading.head, target, known, chosen)
+
     def _follow(self, reading: Reading) -> Any:
         """The terms at this site, from those of the site before; None where there are none."""
         from geomhooks.anatomy.origins import Origins
@@ -243,6 +276,8 @@ class Components(Statistic):
             )
         if site.last:
             del carry[site.stack]
+            if self.subsets:
+                carry["last", site.stack] = terms.copy()
         return terms
 
     def compute(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -262,6 +297,8 @@ class Components(Statistic):
         }
         out |= {"gap": found["gap"], "left_out": left_out}
         out["by_context"] = of_contexts(state["by_context"], len(names))
+        if "answers" in state:
+            out["subsets"] = scores(state, list(subsets(names)))
         if self.split is not None:
             out["layers" if self.split == "layer" else "heads"] = self._of_rows(state, site)
         return out
