@@ -1,5 +1,6 @@
 """Pure functions of finished tensors; they know neither modules nor statistics."""
 
+from geomhooks.functional import compare
 from geomhooks.functional.alibi import alibi, alibi_slopes
 from geomhooks.functional.alignment import (
     PosBasis,
@@ -151,6 +152,7 @@ __all__ = [
     "alibi_slopes",
     "align_signs",
     "between_groups",
+    "compare",
     "concentration",
     "condition_number",
     "connected_positions",
