@@ -310,7 +310,7 @@ def compare_files(
     ] = 4,
     contexts: Annotated[
         int, typer.Option(min=8, help="Most contexts whose ctx is compared, of those in common.")
-    ] = 512,
+    ] = 256,
     permutations: Annotated[
         int, typer.Option(min=0, help="For each p-value of pos and ctx; 0 spares their time.")
     ] = 99,

@@ -43,7 +43,7 @@ class Options(NamedTuple):
     """one for each file, or none"""
     dimensions: int = 4
     """of the leading spaces of pos"""
-    contexts: int = 512
+    contexts: int = 256
     """at most so many are compared"""
     permutations: int = 99
     level: float = 0.95

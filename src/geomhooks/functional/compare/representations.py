@@ -14,7 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomhooks.functional.compare.resampling import Interval, jackknife_interval, permuted
+from geomhooks.functional.compare.resampling import (
+    Interval,
+    check_level,
+    jackknife_interval,
+    permuted,
+)
 from geomhooks.functional.shapes import as_matrix
 
 __all__ = ["Alikeness", "MatchedRows", "cka", "match_rows", "procrustes_distance"]
@@ -113,14 +118,17 @@ def cka(
         >>> round(cka(rows, 3 * rows @ turn).value, 6)
         1.0
     """
+    rows = _same_rows(first, second)
+    similar = [side @ side.T for side in rows]
     product = _unbiased_product if unbiased else _product
 
-    def alignment(x: Tensor, y: Tensor) -> float:
-        own = product(x, x), product(y, y)
-        return product(x, y) / math.sqrt(own[0] * own[1]) if min(own) > 0 else math.nan
+    def alignment(one: Tensor, other: Tensor) -> float:
+        k, m = similar[0][one][:, one], similar[1][other][:, other]
+        own = product(k, k), product(m, m)
+        return product(k, m) / math.sqrt(own[0] * own[1]) if min(own) > 0 else math.nan
 
     within = (-1.0 if unbiased else 0.0, 1.0)
-    return _alikeness(alignment, first, second, within, groups, level, permutations, seed)
+    return _alikeness(alignment, len(rows[0]), within, groups, level, permutations, seed)
 
 
 def procrustes_distance(
@@ -168,20 +176,21 @@ def procrustes_distance(
     def nuclear(matrix: Tensor) -> float:
         return float(torch.linalg.svdvals(matrix).sum())
 
-    def distance(x: Tensor, y: Tensor) -> float:
+    rows = _same_rows(first, second)
+
+    def distance(one: Tensor, other: Tensor) -> float:
+        x, y = rows[0][one], rows[1][other]
         x, y = x - x.mean(0), y - y.mean(0)
         norm = float(x.norm() * y.norm())
         return max(0.0, 2 - 2 * nuclear(x.T @ y) / norm) if norm > 0 else math.nan
 
-    return _alikeness(
-        distance, first, second, (0.0, 2.0), groups, level, permutations, seed, nearer=True
-    )
+    number = len(rows[0])
+    return _alikeness(distance, number, (0.0, 2.0), groups, level, permutations, seed, nearer=True)
 
 
 def _alikeness(
     statistic: Callable[[Tensor, Tensor], float],
-    first: Tensor,
-    second: Tensor,
+    number: int,
     within: tuple[float, float],
     groups: int,
     level: float,
@@ -189,58 +198,61 @@ def _alikeness(
     seed: int,
     nearer: bool = False,
 ) -> Alikeness:
-    x, y = (_rows(side, name) for side, name in ((first, "first"), (second, "second")))
-    number = len(x)
-    if len(y) != number or number < 4:
-        raise ValueError(
-            "rows of the same four or more contexts are needed, found "
-            f"first {tuple(first.shape)} and second {tuple(second.shape)}"
-        )
-    value = statistic(x, y)
+    """Value, interval and p-value of a statistic of indices into the rows of both sides."""
+    every = torch.arange(number)
+    value = statistic(every, every)
     # Four rows are needed for any number, so that the largest group has to leave as many behind.
     if number - math.ceil(number / min(max(2, groups), number)) >= 4 and not math.isnan(value):
         interval = jackknife_interval(
-            lambda stay: statistic(x[stay], y[stay]),
+            lambda stay: statistic(stay, stay),
             *(value, number, level, groups, seed, "contexts", within),
         )
     else:
+        check_level(level)
         interval = Interval(math.nan, math.nan, level, f"none of {number} contexts")
     sign = -1 if nearer else 1
     chance = permuted(
-        lambda order: sign * statistic(x, y[order]), sign * value, number, permutations, seed
+        lambda order: sign * statistic(every, order), sign * value, number, permutations, seed
     )
     return Alikeness(value, interval, chance.p_value, sign * chance.expected)
 
 
-def _rows(side: Tensor, name: str) -> Tensor:
-    """Centred and of moderate size, in float64, in as few columns as there are dimensions."""
-    rows = as_matrix(side.detach(), name, "(n, d)").double()
-    if not bool(torch.isfinite(rows).all()):
-        raise ValueError(f"{name}: some entries are not finite")
-    rows = rows - rows.mean(0)
-    largest = rows.abs().max()
-    if largest > 0:
-        rows = rows / largest
-    if rows.shape[1] > rows.shape[0]:  # a rotation of the rows, which changes nothing here
-        rows = torch.linalg.qr(rows.T).R.T
-    return rows.cpu()
+def _same_rows(first: Tensor, second: Tensor) -> list[Tensor]:
+    """Both sides centred and of moderate size, in float64, in as few columns as they span."""
+    found = []
+    for side, name in ((first, "first"), (second, "second")):
+        rows = as_matrix(side.detach(), name, "(n, d)").cpu().double()
+        if not bool(torch.isfinite(rows).all()):
+            raise ValueError(f"{name}: some entries are not finite")
+        rows = rows - rows.mean(0)
+        largest = rows.abs().max()
+        if largest > 0:
+            rows = rows / largest
+        if rows.shape[1] > rows.shape[0]:  # a rotation, which changes nothing here
+            rows = torch.linalg.qr(rows.T).R.T
+        found.append(rows)
+    if len(found[0]) != len(found[1]) or len(found[0]) < 4:
+        raise ValueError(
+            "rows of the same four or more contexts are needed, found "
+            f"first {tuple(first.shape)} and second {tuple(second.shape)}"
+        )
+    return found
 
 
-def _product(x: Tensor, y: Tensor) -> float:
-    """|X^T Y|^2 of centred rows."""
-    x, y = x - x.mean(0), y - y.mean(0)
-    return float((x.T @ y).square().sum())
+def _product(k: Tensor, m: Tensor) -> float:
+    """Of two matrices of similarities, centred."""
+    return float((_centred(k) * m).sum())
 
 
-def _unbiased_product(x: Tensor, y: Tensor) -> float:
-    r"""HSIC_1, times n (n - 3), of linear kernels without their diagonals, K and L.
+def _centred(k: Tensor) -> Tensor:
+    return k - k.mean(0) - k.mean(1)[:, None] + k.mean()
 
-    tr KL + (1'K1)(1'L1) / ((n - 1)(n - 2)) - 2 (1'KL1) / (n - 2), all from sums over rows.
-    """
-    number = len(x)
-    x, y = x - x.mean(0), y - y.mean(0)  # changes nothing, and keeps the digits
-    own = x.square().sum(1), y.square().sum(1)
-    both = float((x.T @ y).square().sum() - own[0] @ own[1])
-    # Row sums of K are x_i (sum of all x) less the diagonal; the sum of centred rows is zero.
-    sums = float(own[0].sum()) * float(own[1].sum()), float(own[0] @ own[1])
-    return both + sums[0] / ((number - 1) * (number - 2)) - 2 * sums[1] / (number - 2)
+
+def _unbiased_product(k: Tensor, m: Tensor) -> float:
+    """HSIC_1, times n (n - 3), of two matrices of similarities whose diagonal does not count."""
+    number = len(k)
+    off = 1 - torch.eye(number, dtype=k.dtype)
+    k, m = k * off, m * off
+    sums = k.sum(0), m.sum(0)
+    whole = float(sums[0].sum() * sums[1].sum()) / ((number - 1) * (number - 2))
+    return float((k * m).sum()) + whole - 2 * float(sums[0] @ sums[1]) / (number - 2)

@@ -21,6 +21,9 @@ from geomhooks.errors import MissingExtraError
 __all__ = ["Interval", "Permuted"]
 
 
+FEW = 200  # things to draw from
+
+
 class Interval(NamedTuple):
     """A confidence interval."""
 
@@ -88,7 +91,10 @@ def bootstrap_interval(
     seed: int,
     of: str,
 ) -> Interval:
-    """Bias-corrected and accelerated bootstrap (Efron 1987), by SciPy.
+    """Bootstrap by SciPy: bias-corrected and accelerated (Efron 1987) where things are few.
+
+    With more than 200 the correction is small, and would take a computation for each of them; the
+    interval is then the middle of the draws.
 
     Args:
         statistic: takes how often each of the things drawn is there, (number,).
@@ -114,7 +120,7 @@ def bootstrap_interval(
             n_resamples=draws,
             vectorized=False,
             confidence_level=level,
-            method="BCa",
+            method="BCa" if number <= FEW else "percentile",
             random_state=np.random.default_rng(seed),
         )
     values = found.bootstrap_distribution

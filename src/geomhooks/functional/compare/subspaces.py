@@ -8,6 +8,7 @@ and :math:`\pi / 2` for directions of one that the other has nothing of. Their m
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -111,7 +112,7 @@ def subspace_angles(
     return SubspaceAngles(
         _angles(*bases),
         value,
-        _random_angles(number - centre, dimensions, seed),
+        _random_angles(number - centre, dimensions, seed).clone(),
         dimensions / (number - centre),
         permuted(overlap, value, number, permutations, seed).p_value,
     )
@@ -194,6 +195,7 @@ def _angles(large: Tensor, small: Tensor) -> Tensor:
     return torch.where(cosines.square() < 0.5, cosines.acos(), sines.asin())
 
 
+@cache
 def _random_angles(n: int, dimensions: int, seed: int) -> Tensor:
     """Mean principal angles of two random spaces, of which one may as well be a fixed one."""
     generator = torch.Generator().manual_seed(seed)
