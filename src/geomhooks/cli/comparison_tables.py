@@ -152,12 +152,12 @@ def _tests(
             shown.add_row(place, measure, _number(tests["same"]), _number(tests["different"]), *ps)
         yield shown
         runs = done[0][2]["runs"]["mean"]
-        which = "all" if runs["exact"] else "random"
+        ways = f"{'all ' if runs['exact'] else ''}{runs['arrangements']:,}"
         yield (
-            f"Conditions {','.join(conditions)}: {runs['arrangements']} {which} ways to give them "
-            f"to the runs, so that no p with runs shuffled is below {1 / runs['arrangements']:.2g}."
-            " Shuffling pairs takes distances for independent, though each run is in several, and "
-            "gives too small p."
+            f"Conditions {','.join(conditions)}: {ways} ways to give them to the runs were looked "
+            f"at, so that no p with runs shuffled is below {1 / runs['arrangements']:.2g}.\n"
+            "Shuffling pairs, and Mann and Whitney's test, take distances for independent, though "
+            "each run is in several."
         )
     yield from sorted(reasons)
 
