@@ -14,7 +14,17 @@ from geomhooks.errors import GeomhooksError
 from geomhooks.history import History
 from geomhooks.second_moment import SecondMoment
 from geomhooks.snapshot import Geometry, load, merge
-from geomhooks.statistics import Attention, Covariance, GroupMeans, PosCtx, Sphere, Statistic
+from geomhooks.statistics import (
+    Attention,
+    Covariance,
+    GroupMeans,
+    NextWord,
+    PosCtx,
+    Sphere,
+    Statistic,
+    Trajectories,
+    Updates,
+)
 from geomhooks.table import Table
 from geomhooks.version import __version__
 from geomhooks.watcher import Watch, watch
@@ -30,12 +40,15 @@ __all__ = [
     "Max",
     "Min",
     "Moments",
+    "NextWord",
     "PosCtx",
     "SecondMoment",
     "Sphere",
     "Statistic",
     "Sum",
     "Table",
+    "Trajectories",
+    "Updates",
     "Watch",
     "__version__",
     "errors",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "Call",
     "Statement",
     "add_statement",
+    "copy_of",
     "read_call",
     "read_plain_call",
     "real_entries",
@@ -163,7 +164,8 @@ def read_call(
     """Read the tokens of a call off its arguments by name, or None where it opens no stream.
 
     An inner stack that takes its hidden states by the name ``inputs_embeds`` opens none: the call
-    around it says what they are.
+    around it says what they are. Nor does a call that is given the very ids of the call around it
+    and no mask, as embedding layers are.
 
     Args:
         arguments: by name.
@@ -202,6 +204,9 @@ def read_call(
             )
     call.mask = _stated(arguments.get(prefix + "attention_mask"))
     call.positions = _stated_positions(arguments.get(prefix + "position_ids"))
+    if parent is not None and call.mask is None and same_tensor(call.ids, parent.ids):
+        # As embedding layers are called, which need no mask: the call around it has said it all.
+        return None if call.positions is None else replace(parent, positions=call.positions)
     if inner and parent is not None and parent.one_stack and parent.grid == call.grid:
         if call.mask is None and call.positions is None:
             return None
@@ -219,6 +224,23 @@ def read_call(
     elif kind in COUNT_IDS and call.ids is not None:
         call.rule, call.pad = "ids", getattr(config, "pad_token_id", None)
     return call
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """A copy that knows of what it is one."""
+    copy = tensor.clone()
+    copy.original = tensor.data_ptr()  # type: ignore[attr-defined]
+    return copy
+
+
+def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
+    """Both are one tensor, or copied from one, as compiled code has it."""
+    if one is None or other is None or one is other:
+        return one is not None and one is other
+    if one.shape != other.shape or not (hasattr(one, "original") or hasattr(other, "original")):
+        return False
+    places = [getattr(tensor, "original", None) or tensor.data_ptr() for tensor in (one, other)]
+    return places[0] == places[1]
 
 
 def _stated(value: Any) -> Tensor | None:

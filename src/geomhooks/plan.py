@@ -14,6 +14,7 @@ from geomhooks.errors import SchemaError, SiteError
 from geomhooks.files import first_key_of, pack_state, restore_tensors, unpack_state
 from geomhooks.norms import NormModule
 from geomhooks.openers import Opener, width_from_config
+from geomhooks.running import Look
 from geomhooks.second_moment import SecondMoment
 from geomhooks.sites import Place
 from geomhooks.state import Shift, SiteState, State, StreamState
@@ -32,7 +33,11 @@ Parts = list[tuple[Statistic, Mapping[str, Accumulator]]]  # statistics, each wi
 
 @dataclass
 class SitePlan:
-    """A site, the statistics taken there, and how its tensor is read."""
+    """A site, the statistics taken there, and how its tensor is read.
+
+    Attributes:
+        time_axis: of a norm over the entries of each head, once a forward has told.
+    """
 
     place: Place
     statistics: list[Statistic]
@@ -42,6 +47,8 @@ class SitePlan:
     whole_stack: bool
     block: LiveBlock | None = None
     lens: LiveLens | None = None
+    time_axis: int | None = None
+    looks: list[Look] = field(default_factory=list)
     needs: frozenset[str] = frozenset()
     parts: Parts = field(default_factory=list)
     shortcut: Any = None
@@ -58,6 +65,11 @@ class SitePlan:
     def attention(self) -> Attention | None:
         """The block's attention as it was when the plan was made, where a statistic uses it."""
         return self.block.latest.attention if self.uses("query_key") and self.block else None
+
+    @property
+    def sublayers(self) -> int:
+        """How many sublayers the block has."""
+        return 0 if self.block is None else len(self.block.latest.sublayers)
 
     def uses(self, what: str) -> bool:
         """Some statistic uses this of the model's anatomy."""
@@ -140,11 +152,24 @@ class Plan:
             )
 
     def prepare_site(
-        self, site: SitePlan, hidden: Tensor, before: Tensor | None, resolved: Mapping[Any, Any]
+        self,
+        site: SitePlan,
+        hidden: Tensor,
+        before: Tensor | None,
+        grid: tuple[int, int],
+        resolved: Mapping[Any, Any],
     ) -> SiteState:
-        """Allocate at the first forward, or check what was allocated before it."""
+        """Allocate at the first forward, or check what was allocated before it.
+
+        Args:
+            site: where.
+            hidden: (B, T, d), at a norm of heads (H B, T, k).
+            before: what came in, as ``hidden``.
+            grid: (B, T).
+            resolved: the tokens that the forward has shown.
+        """
         has_input = before is not None and before.shape == hidden.shape
-        stream = self._stream_name(site.stream, hidden.shape[:2], resolved)
+        stream = self._stream_name(site.stream, grid, resolved)
         state = self.state.sites.get(site.place.name)
         wanted = (hidden.shape[-1], has_input, stream, hidden.device)
         if state is not None:
@@ -199,7 +224,10 @@ class Plan:
         place = site.place
         positions = self.positions[site.stream]
         norm = site.norm if has_input else None
+        if norm is not None and norm.width not in (None, width):
+            norm = None  # it norms something else than the entries of this site's states
         attention = site.attention
+        sublayers = site.block.latest.heads if site.looks and site.block else {}
         info = Site(
             place.name,
             width,
@@ -213,6 +241,7 @@ class Plan:
             norm.eps if norm else None,
             norm.centred if norm else False,
             *((0, "") if attention is None else (attention.heads, attention.site)),
+            sublayers,
         )
         own = {s.name: s.accumulators(info) for s in site.statistics if s.scope == "site"}
         streams = self.state.streams

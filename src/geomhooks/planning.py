@@ -23,6 +23,7 @@ from geomhooks.openers import (
 )
 from geomhooks.plan import Plan, SitePlan
 from geomhooks.reductions import NAMES
+from geomhooks.running import looks_at
 from geomhooks.sites import (
     Place,
     Selector,
@@ -41,7 +42,12 @@ __all__ = ["make_plan"]
 DEFAULT_OPEN = 256
 TIME_FIRST = "t b d -> b t d"
 AVAILABLE_TAPS = ("out", "in", "gain", "bias")
-AVAILABLE_PARTS = ("query_key", "logit_lens")
+AVAILABLE_PARTS = ("query_key", "logit_lens", "additions", "heads")
+OF_BLOCKS = {
+    "query_key": "the attention of blocks",
+    "additions": "what the sublayers of blocks add",
+    "heads": "what the heads of blocks mix",
+}
 
 
 def make_plan(
@@ -157,14 +163,16 @@ def describe_parts(root: nn.Module, plans: Iterable[SitePlan]) -> None:
     lenses: dict[str, LiveLens] = {}
     for plan in plans:
         name, stack = plan.place.name, plan.place.stack
-        if plan.uses("query_key"):
+        used = next((what for what in OF_BLOCKS if plan.uses(what)), None)
+        if used is not None:
             if name not in known:
                 raise SiteError(
-                    f"{user_of(plan, 'query_key')} reads the attention of blocks, and {name!r} is "
-                    "none of them; give it the sites 'blocks', or some of "
-                    f"{', '.join([*known][:3])}, ..."
+                    f"{user_of(plan, used)} reads {OF_BLOCKS[used]}, and {name!r} is none of "
+                    f"them; give it the sites 'blocks', or some of {', '.join([*known][:3])}, ..."
                 )
             plan.block = LiveBlock(family, known[name])
+        if plan.uses("additions") and plan.block is not None:
+            plan.looks = looks_at(plan.block.latest, plan.uses("heads"))
         if plan.uses("logit_lens"):
             if not stack and len(stacks) > 1:
                 raise SiteError(
@@ -242,6 +250,11 @@ def check_statistics(wishes: list[tuple[Selector, list[Statistic]]]) -> dict[str
                     raise SiteError(
                         f"{statistic.name}: uses {part!r}; there are {', '.join(AVAILABLE_PARTS)}"
                     )
+            if "additions" in statistic.uses and "in" not in statistic.taps:
+                raise SiteError(
+                    f"{statistic.name}: uses 'additions', which are made to a block's input; its "
+                    "taps must have 'in'"
+                )
             for need in statistic.needs:
                 if need not in NAMES:
                     raise SiteError(

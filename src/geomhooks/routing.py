@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from geomhooks.calls import Call, Statement, add_statement, read_call, read_plain_call
 from geomhooks.contexts import again, to_device
-from geomhooks.errors import SiteError, WatchError
+from geomhooks.errors import HookError, SiteError, WatchError
 from geomhooks.frames import (
     Frame,
     outside_transforms,
@@ -22,14 +22,16 @@ from geomhooks.frames import (
     unwrap_transforms,
     without_autocast,
 )
+from geomhooks.heads import find_time_axis, heads_to_rows
 from geomhooks.openers import Opener
 from geomhooks.plan import Parts, Plan, SitePlan
 from geomhooks.reductions import reduce
 from geomhooks.reductions.products import add_products
+from geomhooks.running import Look, Running
 from geomhooks.schedule import Schedule
 from geomhooks.sharded import local_tensor
 from geomhooks.shortcut import Shortcut, Stage
-from geomhooks.sites import to_batch_time_width
+from geomhooks.sites import rearranged, to_batch_time_width
 from geomhooks.state import SiteState
 from geomhooks.statistics.base import Reading
 from geomhooks.tokens import Tokens
@@ -55,6 +57,7 @@ class Routing:
         self._plan = plan
         self._schedule = schedule
         self._frames: list[Frame] = []
+        self._lone: Frame | None = None  # of a block in a call that no stream was opened for
         self._stated = Statement()
         self._bypassed = False
         # All that a hook looks at, and it is set outside of forwards.
@@ -67,6 +70,7 @@ class Routing:
         self._refuse_another_thread()
         if opener.is_root:
             self._frames.clear()
+            self._lone = None
         parent = self._frames[-1].call if self._frames else None
         call = read_call(arguments, opener.config, parent)
         own = isinstance(opener.module, (nn.TransformerEncoder, nn.TransformerDecoder))
@@ -117,6 +121,57 @@ class Routing:
             with outside_transforms(), torch.no_grad():
                 self._plan.state.statistics[name].finish(carry)
 
+    def begin(self, site: SitePlan, into: Tensor | None, *, borrowed: bool) -> None:
+        """Make room for what the sublayers of a block add in the call that begins.
+
+        Args:
+            site: that block.
+            into: its input.
+            borrowed: the tensor's memory is good for the time of this call only.
+        """
+        self._refuse_another_thread()
+        if self._frames:
+            frame = self._frames[-1]
+        else:
+            frame = self._lone = self._make_lone_frame(site)
+        if frame.counts:
+            name = site.place.name
+            known = None if into is None or borrowed else unwrap_transforms(into, name)
+            frame.running[name] = Running(known)
+
+    def keep(
+        self,
+        site: SitePlan,
+        look: Look,
+        name: str,
+        tensor: Tensor | None,
+        found: str,
+        *,
+        borrowed: bool,
+    ) -> None:
+        """Keep what a module inside of a block shows, until the block is read.
+
+        A module that is called outside of a call of the block, which may share it with others, is
+        not looked at.
+
+        Args:
+            site: the block.
+            look: at that module.
+            name: as what the tensor is kept.
+            tensor: its output or input, or None where it has none, and then
+            found: is what was found instead.
+            borrowed: the tensor's memory is good for the time of this call only.
+        """
+        frame = self._frames[-1] if self._frames else self._lone
+        running = None if frame is None else frame.running.get(site.place.name)
+        if running is not None:
+            running.keep(look, name, tensor, found, borrowed)
+
+    def _make_lone_frame(self, site: SitePlan) -> Frame:
+        """For a site that is called by itself, outside of any call that opens a stream."""
+        counts = self._schedule.counts_mode(site.place.module.training)
+        return Frame(Call(), self._stated, counts=counts)
+
     def read(
         self, site: SitePlan, out: Tensor | None, into: Tensor | None, found: str, *, borrowed: bool
     ) -> None:
@@ -140,10 +195,11 @@ class Routing:
         self._refuse_another_thread()
         alone = frame is None  # called by itself, outside of any call that opens a stream
         if frame is None:
-            frame = Frame(Call(), self._stated)
-            frame.counts = self._schedule.counts_mode(site.place.module.training)
+            frame = (self._lone if site.looks else None) or self._make_lone_frame(site)
+            self._lone = None if site.looks else self._lone
         if not frame.counts:
             return
+        running = frame.running.pop(name, None)
         if alone and self._stated.contexts is None:
             self._bypassed = True
         if out is None:
@@ -161,17 +217,18 @@ class Routing:
             torch.no_grad(),
             without_autocast(out.device),
         ):
-            grid = frame.grid
-            hidden = to_batch_time_width(out.detach(), name, site.layout, grid)
+            hidden, heads = shown_at(site, out.detach(), frame)
             before = None
             if entered is not None:
                 entered = local_tensor(entered, f"the input of site {name!r}", REPLICATED)
-                before = to_batch_time_width(entered.detach(), name, site.layout, grid)
+                before, _ = shown_at(site, entered.detach(), frame)
             if not hidden.numel():
                 return  # an empty batch
+            seen = look_back(site, running, out, frame.grid) if site.looks else None
+            grid = hidden.shape[0] // heads, hidden.shape[1]
             state = self._plan.state.sites.get(name)
             if state is None or state.order < 0:
-                state = self._plan.prepare_site(site, hidden, before, frame.resolved)
+                state = self._plan.prepare_site(site, hidden, before, grid, frame.resolved)
             elif state.site.width != hidden.shape[-1]:
                 raise SiteError(
                     f"site {name!r} had hidden states of width {state.site.width} and now has "
@@ -181,7 +238,9 @@ class Routing:
                 self._plan.follow(state, hidden.device)  # the model was moved
             if not state.site.has_input:
                 entered = before = None
-            tokens, plans = self._tokens_of(frame, state, hidden)
+            tokens, plans = self._tokens_of(frame, state, grid, hidden.device)
+            if heads > 1:
+                tokens = frame.tokens_of_heads(tokens, heads)
             if name in frame.fired:  # the same module once more: its contexts go on, none is closed
                 plans = {key: again(plan) for key, plan in plans.items()}
             frame.fired.add(name)
@@ -208,6 +267,8 @@ class Routing:
             if before is not None:
                 taps["in"] = before
             reading = Reading(state.site, taps, tokens, reductions, shift, plans, {})
+            if seen is not None and before is not None and site.block is not None:
+                reading.additions = site.block.additions(before, seen)
             update(site, parts, frame, reading)
             state.forwards.value.add_(1)
             if site.shortcut is None and not alone:
@@ -235,7 +296,7 @@ class Routing:
         stage = frame.stages.get(key)
         if stage is None:
             state = self._plan.state.sites[way.site.name]
-            resolved = self._tokens_of(frame, state, out)
+            resolved = self._tokens_of(frame, state, (out.shape[0], out.shape[1]), out.device)
             stage = frame.stages[key] = Stage(*resolved, out, len(self._plan.sites))
         entered = into if way.site.has_input else None
         reading = way.read(frame, stage, out, entered, borrowed)
@@ -252,10 +313,10 @@ class Routing:
         return True
 
     def _tokens_of(
-        self, frame: Frame, state: SiteState, hidden: Tensor
+        self, frame: Frame, state: SiteState, grid: tuple[int, int], device: torch.device
     ) -> tuple[Tokens, dict[str, Any]]:
         """Resolve the stream's tokens once per forward, and copy them once per device."""
-        batch, length = hidden.shape[:2]
+        batch, length = grid
         key = (state.stream, batch, length)
         if key not in frame.resolved:
             stream = self._plan.state.streams[state.stream]
@@ -263,13 +324,74 @@ class Routing:
             plans = {name: a.observe(tokens) for name, a in stream.shared.items()}  # type: ignore[attr-defined]
             frame.resolved[key] = tokens, plans
         tokens, plans = frame.resolved[key]
-        if tokens.real.device == hidden.device:
+        if tokens.real.device == device:
             return tokens, plans
-        there = (*key, hidden.device)
+        there = (*key, device)
         if there not in frame.resolved:
-            moved = {name: to_device(plan, hidden.device) for name, plan in plans.items()}
-            frame.resolved[there] = tokens.to(hidden.device), moved
+            moved = {name: to_device(plan, device) for name, plan in plans.items()}
+            frame.resolved[there] = tokens.to(device), moved
         return frame.resolved[there]
+
+
+def shown_at(site: SitePlan, tensor: Tensor, frame: Frame) -> tuple[Tensor, int]:
+    """A site's tensor as (B, T, d) and 1; at a norm of each head as (H B, T, k) and H."""
+    name, layout, heads = site.place.name, site.layout, 1
+    if site.place.kind != "norm" or tensor.is_nested:
+        return to_batch_time_width(tensor, name, layout, frame.grid), heads
+    axis, grid = 1, frame.grid_of(site.stream)
+    if layout is not None and tensor.ndim == 4:
+        # It says (batch, time, heads, k), or what it says of other sites.
+        tensor, layout = rearranged(tensor, name, layout), None
+    elif layout is None and tensor.ndim == 4:
+        axis = find_time_axis(tensor.shape, grid, site.time_axis, name)
+        if tensor.shape[1] != tensor.shape[2]:
+            site.time_axis = axis
+    elif layout is None and tensor.ndim == 3 and grid is not None:
+        packed = tensor.shape[:2] != grid and len(tensor) == grid[0] * grid[1]
+        tensor = (
+            tensor.reshape(*grid, *tensor.shape[1:]) if packed else tensor
+        )  # (tokens, heads, k)
+    if tensor.ndim == 4:
+        heads = tensor.shape[3 - axis]
+        tensor = heads_to_rows(tensor, axis)
+    return to_batch_time_width(tensor, name, layout, frame.grid), heads
+
+
+def look_back(
+    site: SitePlan, running: Running | None, out: Tensor, grid: tuple[int, int] | None
+) -> list[dict[str, Tensor] | None]:
+    """What the sublayers of a block have given out in the call that ends, (B, T, ...) by name.
+
+    Args:
+        site: the block.
+        running: that call, or None where its beginning was not seen.
+        out: what the block gives out.
+        grid: of :func:`geomhooks.sites.to_batch_time_width`.
+
+    Raises:
+        HookError: a sublayer was not seen.
+        SiteError: what it gave out cannot be read.
+    """
+    name = site.place.name
+    if running is None:
+        raise HookError(
+            f"site {name!r} was read without the beginning of its call: the watch was attached, or "
+            "resumed, in the middle of a forward; do it between two"
+        )
+    running.check_input(name, out)
+
+    def bring(tensor: Tensor, what: str) -> Tensor:
+        tensor = local_tensor(tensor, what, REPLICATED)
+        if not tensor.is_nested and tensor.shape[:-1] != out.shape[:-1]:
+            if tensor.numel() * out.shape[-1] != out.numel() * tensor.shape[-1]:
+                raise SiteError(
+                    f"{what}: its module shows a tensor of shape {tuple(tensor.shape)}, and the "
+                    f"block one of shape {tuple(out.shape)}; of each token one row is needed"
+                )
+            tensor = tensor.reshape(*out.shape[:-1], tensor.shape[-1])  # some join batch and time
+        return to_batch_time_width(tensor, name, site.layout, grid)
+
+    return running.of_sublayers(site.looks, site.sublayers, bring)
 
 
 def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None:

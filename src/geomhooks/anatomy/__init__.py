@@ -9,6 +9,7 @@
 ('h.1.attn', 'h.0', 2, torch.Size([2, 8, 4]))
 """
 
+from geomhooks.anatomy.additions import Addition, Written, add_up, additions_of
 from geomhooks.anatomy.describing import Around, Block, linear
 from geomhooks.anatomy.families import Anatomy, Family, Stack
 from geomhooks.anatomy.finding import families, find_anatomy, register
@@ -65,6 +66,7 @@ from geomhooks.anatomy.words import (
 
 __all__ = [
     "MLP",
+    "Addition",
     "Anatomy",
     "Around",
     "Attention",
@@ -85,6 +87,9 @@ __all__ = [
     "Sublayer",
     "WordRows",
     "Words",
+    "Written",
+    "add_up",
+    "additions_of",
     "attention_logits",
     "attention_mask",
     "attention_output",

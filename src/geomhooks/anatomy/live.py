@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from geomhooks.anatomy.additions import Addition, Written, additions_of
 from geomhooks.anatomy.describing import Block
 from geomhooks.anatomy.families import Anatomy, Family
 from geomhooks.anatomy.finding import described, find_anatomy
@@ -45,6 +46,13 @@ class LiveBlock:
     def query_key(self, positions: Tensor) -> QueryKey:
         """What makes the logits of its attention, of tokens at positions (T,) or (..., T)."""
         return query_key_of(self.now().attention, positions)
+
+    def additions(
+        self, hidden: Tensor, seen: Sequence[Mapping[str, Tensor] | None]
+    ) -> tuple[Addition, ...]:
+        """What its sublayers add to (B, T, d), from what was seen of each, by names of Written."""
+        written = [None if one is None else Written(**one) for one in seen]
+        return additions_of(self.now(), hidden, written)
 
 
 class LiveLens:

@@ -40,7 +40,12 @@ _COLUMNS = (
     _Column("norm", "sphere/norm/mean", _length),
     _Column("radius", "sphere/radius/mean", _length),
     _Column("step\nangle", "sphere/step_angle/mean", _degrees),
+    _Column("attention\nstep", "updates/attention/step_angle/mean", _degrees),
+    _Column("mlp\nstep", "updates/mlp/step_angle/mean", _degrees),
     _Column("aniso-\ntropy", "sphere/anisotropy"),
+    _Column("next-word\npull", "next_word/pull/mean", "{:.2f}".format),
+    _Column("cosine\nto next", "next_word/next_cosine/mean"),
+    _Column("and to\nown", "next_word/own_cosine/mean"),
     _Column("effective\nrank", "covariance/effective_rank", _length),
     _Column("leading\nshare", "covariance/leading_share"),
 )

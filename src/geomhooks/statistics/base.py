@@ -6,7 +6,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from geomhooks.accumulators import Accumulator
 from geomhooks.tokens import Tokens, TokenStream
 
 if TYPE_CHECKING:
+    from geomhooks.anatomy.additions import Addition
     from geomhooks.functional.logit_lens import LogitLens
     from geomhooks.functional.query_key import QueryKey
     from geomhooks.reductions import Reduced
@@ -56,6 +57,8 @@ class Site:
         norm_centred: the norm module subtracts the mean of the entries.
         heads: query heads of the block's attention, where a statistic reads it, else 0.
         source: of such a block, the site where the hidden states that come in are watched.
+        sublayers: of a block, where a statistic uses its additions, the names of its sublayers in
+            order, and how many heads each has, 0 for none.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Site:
     norm_centred: bool = False
     heads: int = 0
     source: str = ""
+    sublayers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -80,7 +84,8 @@ class Reading:
     Attributes:
         site: where.
         taps: the tensors by name, (B, T, d): "out", and "in" where there is one; at norm modules
-            also "gain" and "bias" (d,).
+            also "gain" and "bias" (d,). At a norm of the k entries of each head they are
+            (H B, T, k), a row for each head, and so are the tokens.
         tokens: which entries are real, their positions and contexts.
         reductions: the shared reductions that statistics asked for in ``needs``.
         shift: (d,) the site's fixed shift, about which some reductions are taken.
@@ -90,6 +95,8 @@ class Reading:
             ``uses`` it, else None.
         lens: what makes the head's logits of the tap "out", where a statistic ``uses`` it, else
             None.
+        additions: what each sublayer of a block adds to the tap "in", in order, where a statistic
+            ``uses`` it, else empty.
     """
 
     site: Site
@@ -101,6 +108,7 @@ class Reading:
     carry: dict[Any, Any]
     query_key: QueryKey | None = None
     lens: LogitLens | None = None
+    additions: tuple[Addition, ...] = ()
 
 
 class Statistic(ABC):
@@ -134,6 +142,9 @@ class Statistic(ABC):
       which its queries and keys can be made.
     - "logit_lens", where the model says of what stack of blocks a site is: ``reading.lens``, the
       final norm and the head, or the embeddings of a model without one.
+    - "additions", at blocks: ``reading.additions``, a :class:`geomhooks.anatomy.Addition` of each
+      sublayer that ran: what it adds, and to what. In training that is before dropout. With "heads"
+      also what the heads mix, before their projection.
 
     Sums of products x x^T of the states are had by :meth:`second_moment_target`, and a statistic
     that looks at some forwards only says at which by :meth:`takes`.
