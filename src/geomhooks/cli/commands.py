@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -14,20 +13,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 import geomhooks as gh
 from geomhooks import measuring
 from geomhooks.cli import demo as demonstration
 from geomhooks.cli import training
-from geomhooks.cli.comparing import SCALARS, Options, compare_geometries
-from geomhooks.cli.comparing_histories import compare_histories
-from geomhooks.cli.comparison_tables import tables as comparison_tables
-from geomhooks.cli.comparison_tables import without_nan
+from geomhooks.cli.compare_command import compare_files
 from geomhooks.cli.failures import EXIT_CODES, guarded
+from geomhooks.cli.options import names_in
 from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar, steps_bar
-from geomhooks.cli.table import table
-from geomhooks.files import kind_of
+from geomhooks.cli.table import print_table
 
 __all__ = ["app", "run"]
 
@@ -132,7 +127,7 @@ def train(
     except OSError as error:
         raise measuring.OutputError(f"cannot write {out}: {error.strerror or error}") from error
     for shown in training.tables(history):
-        _print_table(shown)
+        print_table(shown)
     if interrupts.signal:
         raise Interrupted(f"stopped early; wrote {out}", interrupts.signal)
     last = history[history.steps[-1]].sites[-1]
@@ -229,8 +224,8 @@ def measure(
         settings = measuring.Settings(
             model=model,
             text=tuple((source.name, source.digest) for source in sources),
-            statistics=_names(statistics),
-            sites=_names(sites),
+            statistics=names_in(statistics),
+            sites=names_in(sites),
             batch_size=batch_size,
             max_length=reader.length,
             contexts=contexts,
@@ -255,7 +250,7 @@ def measure(
         finished = ranks.gather(isinstance(whole, gh.Geometry))[0]
         if isinstance(whole, gh.Geometry):
             Console(stderr=True).print(f"{out} is finished already", highlight=False)
-            _print_table(whole)
+            print_table(whole)
         elif not finished:
             tokens = sum(ranks.gather(whole.progress.tokens))
             if tokens and ranks.rank == 0:
@@ -282,96 +277,11 @@ def merge(
     geometry = gh.merge(geometries)
     parts = [{"file": f.name, "notes": g.notes} for f, g in zip(files, geometries, strict=True)]
     measuring.save(geometry, out, {"merged": parts})
-    _print_table(geometry)
+    print_table(geometry)
     typer.echo(f"wrote {out}")
 
 
-@app.command("compare")
-def compare_files(
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE...", help="Geometry files, or history files; two or more."),
-    ],
-    groups: Annotated[
-        str,
-        typer.Option(
-            help="Condition of each file, commas between, as a,a,b,b: tests whether files of one "
-            "condition are closer."
-        ),
-    ] = "",
-    scalars: Annotated[
-        str, typer.Option(help="Globs over names of scalars, commas between.")
-    ] = ",".join(SCALARS),
-    sites: Annotated[
-        str, typer.Option(help="Globs over names of sites of geometries, commas between.")
-    ] = "*",
-    dimensions: Annotated[
-        int, typer.Option(min=1, help="Of the leading spaces of pos that are compared.")
-    ] = 4,
-    contexts: Annotated[
-        int, typer.Option(min=8, help="Most contexts whose ctx is compared, of those in common.")
-    ] = 256,
-    permutations: Annotated[
-        int, typer.Option(min=0, help="For each p-value of pos and ctx; 0 spares their time.")
-    ] = 99,
-    level: Annotated[float, typer.Option(help="Of the confidence intervals.")] = 0.95,
-    quality: Annotated[
-        str,
-        typer.Option(
-            help="Of histories: a scalar, or notes by step such as losses, whose change to compare "
-            "with that of the scalars."
-        ),
-    ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
-) -> None:
-    """Compare geometries, or histories, of several runs.
-
-    Of geometries, at every site: differences of scalars with standard errors where there are (as if
-    tokens were independent); how alike ctx lies for the contexts that both have (CKA, Procrustes);
-    and how far the leading spaces of pos are the same, over positions, and over directions, which
-    say something only where both have one basis, as two checkpoints of a run have. Of histories,
-    over the steps that all have: dynamic time warping and Spearman's correlation of each scalar.
-    """
-    if len(files) < 2:
-        raise typer.BadParameter(f"two or more files are needed to compare; found {len(files)}")
-    if not 0 < level < 1:
-        raise typer.BadParameter(f"--level: a number between 0 and 1 is needed; found {level}")
-    for option, names in {"--scalars": scalars, "--sites": sites}.items():
-        if not _names(names):
-            raise typer.BadParameter(f"{option} is empty; name one or more, commas between")
-    conditions = _names(groups)
-    if conditions and len(conditions) != len(files):
-        raise typer.BadParameter(
-            f"--groups names {len(conditions)} conditions for {len(files)} files; one for each is "
-            "needed"
-        )
-    kinds = {kind_of(file): file for file in files}
-    if len(kinds) > 1:
-        found = " and ".join(f"{file} is a {kind}" for kind, file in kinds.items())
-        raise typer.BadParameter(f"files of one kind are needed; {found}")
-    options = Options(
-        scalars=_names(scalars),
-        sites=_names(sites),
-        conditions=conditions,
-        dimensions=dimensions,
-        contexts=contexts,
-        permutations=permutations,
-        level=level,
-        quality=quality,
-    )
-    paths = [str(file) for file in files]
-    if "history" in kinds:
-        report = compare_histories(paths, [gh.History.load(file) for file in files], options)
-    else:
-        report = compare_geometries(paths, [gh.load(file) for file in files], options)
-    if as_json:
-        typer.echo(json.dumps(without_nan(report), indent=1, allow_nan=False))
-        return
-    for shown in comparison_tables(report):
-        if isinstance(shown, str):
-            typer.echo(shown)
-        else:
-            _print_table(shown)
+app.command("compare")(compare_files)
 
 
 def _load(name: str, *, quiet: bool = False, **options: Any) -> measuring.Reader:
@@ -421,20 +331,13 @@ def _read(whole: measuring.Run, out: Path) -> gh.Geometry:
         ranks.gather(mine)
     if ranks.rank:
         return geometry
-    _print_table(geometry)
+    print_table(geometry)
     progress = whole.progress
     typer.echo(
         f"{progress.tokens:,} tokens of {progress.contexts:,} contexts in {progress.seconds:.0f} s;"
         f" wrote {out} ({out.stat().st_size / 1e6:.1f} MB)\n"
     )
     return geometry
-
-
-def _print_table(shown: gh.Geometry | Table) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # whoever reads a pipe wants whole names
-    console.print(table(shown) if isinstance(shown, gh.Geometry) else shown)
 
 
 def _check_earlier_runs(
@@ -464,16 +367,12 @@ def _check_earlier_runs(
         )
 
 
-def _names(commas: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in commas.split(",") if name.strip())
-
-
 def _check_names(statistics: str, sites: str, texts: list[str]) -> None:
     for option, names in {"--statistics": statistics, "--sites": sites}.items():
-        if not _names(names):
+        if not names_in(names):
             raise typer.BadParameter(f"{option} is empty; name one or more, commas between")
     try:
-        measuring.statistics_named(_names(statistics), texts)
+        measuring.statistics_named(names_in(statistics), texts)
     except ValueError as error:
         raise typer.BadParameter(f"--statistics: {error}") from error
 
