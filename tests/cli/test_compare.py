@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -53,7 +54,9 @@ def geometry(
 
 
 def history(seed: int, steps: range, noise: float) -> gh.History:
-    found = gh.History(notes={"losses": {str(step): 1 / (1 + step) for step in steps}})
+    found = gh.History(
+        only="*/shares/*", notes={"losses": {str(step): 1 / (1 + step) for step in steps}}
+    )
     model = network(seed)
     with torch.no_grad(), gh.watch(model, statistics=[gh.PosCtx(positions=LENGTH)]) as watch:
         for step in steps:
@@ -67,14 +70,36 @@ def history(seed: int, steps: range, noise: float) -> gh.History:
     return found
 
 
-@pytest.fixture
-def files(cli: Any) -> list[str]:
-    """Four geometries in the empty folder of ``cli``: two runs each of two models."""
-    names = []
-    for name, seed, noise in (("a1", 1, 0.01), ("a2", 1, 0.02), ("b1", 2, 0.03), ("b2", 2, 0.04)):
-        names.append(f"{name}.safetensors")
-        geometry(network(seed, noise)).save(names[-1])
+RUNS = {"a1": (1, 0.01), "a2": (1, 0.02), "b1": (2, 0.03), "b2": (2, 0.04)}  # seed, noise
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four geometries and four histories: two runs each of two models."""
+    folder = tmp_path_factory.mktemp("measured")
+    for name, (seed, noise) in RUNS.items():
+        geometry(network(seed, noise)).save(folder / f"{name}.safetensors")
+        steps = range(0, 24, 2) if name != "b2" else range(0, 28, 2)
+        history(seed, steps, noise).save(folder / f"history-{name}.safetensors")
+    return folder
+
+
+def put(names: list[str], measured: Path) -> list[str]:
+    for name in names:
+        shutil.copy(measured / name, name)
     return names
+
+
+@pytest.fixture
+def files(cli: Any, measured: Path) -> list[str]:
+    """The geometries, in the folder of ``cli``."""
+    return put([f"{name}.safetensors" for name in RUNS], measured)
+
+
+@pytest.fixture
+def histories(cli: Any, measured: Path) -> list[str]:
+    """The histories, in the folder of ``cli``."""
+    return put([f"history-{name}.safetensors" for name in RUNS], measured)
 
 
 def reported(cli: Any, *arguments: object) -> dict[str, Any]:
@@ -185,16 +210,6 @@ def test_conditions_of_geometries(cli: Any, files: list[str]) -> None:
     shown = cli("compare", *files, "--groups", "a,a,b,b", "--permutations", 0, "--sites", SITE)
     assert "all 3 ways" in shown.out
     assert "below 0.33" in shown.out
-
-
-@pytest.fixture
-def histories(cli: Any) -> list[str]:
-    names = []
-    for name, seed, noise in (("a1", 1, 0.01), ("a2", 1, 0.02), ("b1", 2, 0.03), ("b2", 2, 0.04)):
-        names.append(f"{name}.safetensors")
-        steps = range(0, 24, 2) if name != "b2" else range(0, 28, 2)
-        history(seed, steps, noise).save(names[-1])
-    return names
 
 
 def test_histories(cli: Any, histories: list[str]) -> None:
