@@ -1,5 +1,6 @@
 """Pure functions of finished tensors; they know neither modules nor statistics."""
 
+from geomhooks.functional import compare
 from geomhooks.functional.alibi import alibi, alibi_slopes
 from geomhooks.functional.alignment import (
     PosBasis,
@@ -192,6 +193,7 @@ __all__ = [
     "angle_between",
     "angles_from_first",
     "between_groups",
+    "compare",
     "concentration",
     "condition_number",
     "connected_positions",
