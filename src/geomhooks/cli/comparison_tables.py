@@ -45,7 +45,8 @@ def _of_geometries(report: Numbers) -> Iterator[Table | str]:
                 shown.add_row(label, *(_difference(site["scalars"].get(name)) for name in names))
             yield shown
         if any("pos" in site for site in sites.values()):
-            yield _alike(sites, level)
+            yield _ctx(sites, level)
+            yield _pos(sites)
             yield from _reasons(sites)
     if "tests" in report:
         rows = [
@@ -56,30 +57,36 @@ def _of_geometries(report: Numbers) -> Iterator[Table | str]:
         yield from _tests(rows, report["conditions"], "site", "distance")
 
 
-def _alike(sites: Numbers, level: str) -> Table:
-    """A row a site: ctx and pos of two files."""
+def _ctx(sites: Numbers, level: str) -> Table:
+    """A row a site: how alike the contexts lie."""
     shown = _table(
         "site",
         "contexts",
         f"CKA of ctx\n({level})",
         "p",
-        f"Procrustes\nof ctx ({level})",
-        "by\nchance",
-        "p",
-        "overlap of pos,\npositions",
-        "by\nchance",
-        "p",
-        "overlap of pos,\ndirections",
+        f"Procrustes of ctx\n({level})",
         "by\nchance",
         "p",
     )
     for label, site in sites.items():
-        ctx, pos = site.get("ctx", {}), site.get("pos", {})
+        ctx = site.get("ctx", {})
         cka, distance = ctx.get("cka", {}), ctx.get("procrustes", {})
         cells = [str(ctx.get("compared", "-")), _interval(cka), _p(cka), _interval(distance)]
-        cells += [_number(distance.get("expected")), _p(distance)]
+        shown.add_row(label, *cells, _number(distance.get("expected")), _p(distance))
+    return shown
+
+
+def _pos(sites: Numbers) -> Table:
+    """A row a site: how far the leading spaces of pos are the same."""
+    shown = _table(
+        "site",
+        *("overlap of pos,\npositions", "by\nchance", "p"),
+        *("overlap of pos,\ndirections", "by\nchance", "p"),
+    )
+    for label, site in sites.items():
+        cells = []
         for side in ("positions", "directions"):
-            angles = pos.get(side, {})
+            angles = site.get("pos", {}).get(side, {})
             cells += [_number(angles.get("overlap")), _number(angles.get("expected_overlap"))]
             cells.append(_p(angles))
         shown.add_row(label, *cells)
