@@ -108,8 +108,19 @@ def tiny_gpt2_lm(seed: int = 0, **changes: Any) -> nn.Module:
     return GPT2LMHeadModel(GPT2Config(**options)).eval()
 
 
-class Block(nn.Module):
-    """Turns and moves a state, one token at a time."""
+class Turn(nn.Module):
+    """What turns a state: its entries backwards, times powers of two, which round nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(width).sign() * 0.5 ** torch.randint(1, 4, (width,)))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.scale * hidden.flip(-1)
+
+
+class Push(nn.Module):
+    """What moves a state."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -117,7 +128,19 @@ class Block(nn.Module):
         self.shift = nn.Parameter(torch.randn(width) * 0.3)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return hidden + self.scale * hidden.flip(-1) + self.shift
+        return self.scale * hidden + self.shift
+
+
+class Block(nn.Module):
+    """Turns and moves a state, one token at a time."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.turn, self.push = Turn(width), Push(width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.turn(hidden)
+        return hidden + self.push(hidden)
 
 
 class Stack(nn.Module):
@@ -125,6 +148,7 @@ class Stack(nn.Module):
 
     A token's states are therefore the same to the last bit wherever it stands in whatever batch,
     and what a statistic makes of a layout can be compared with what it ought to make of the tokens.
+    Ids of tokens are for whoever watches: the states are made of the embeddings.
     """
 
     def __init__(
@@ -140,6 +164,7 @@ class Stack(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        input_ids: Tensor | None = None,
     ) -> Tensor:
         hidden = inputs_embeds
         for index, block in enumerate(self.blocks):

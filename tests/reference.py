@@ -415,6 +415,9 @@ def attention(
             f"{prefix}covariance": relative_to(most, covariance.reshape(*five, 5, 5)),
         }
         if not prefix:
+            # What the query's biases make of the four parts of a key's state.
+            of_state = covariance.reshape(*five, 5, 5)[:, 4, :4, 4, :4].sum((1, 2))
+            numbers["key_only"] = relative_to(size, of_state / variance)
             averages = zip(PAIRS, shares.mean(0), strict=True)
             numbers |= {f"mean_shares.{pair}": relative_to(size, v) for pair, v in averages}
     pairs = sum(piece.shape[1] for piece in raw[0])
@@ -618,6 +621,122 @@ def sphere_numbers(seen: Observations, numbers: dict[str, PerToken]) -> Numbers:
     return flat
 
 
+def update(state: np.ndarray, added: np.ndarray) -> dict[str, PerToken]:
+    """What an update is to a state: relative to the state's centred radius, but for its norm."""
+    r, norm = (np.linalg.norm(v, axis=-1) for v in (centred(state), added))
+    moved = step(state, state + added)
+    length = moved["radial"].scale
+    relative = {n: PerToken(moved[n].value / r, length / r) for n in ("radial", "tangential")}
+    cosine = moved["radial"].value / length
+    return relative | {
+        "norm": PerToken(norm, norm),
+        "radial_share": PerToken(cosine**2, np.abs(cosine)),
+        "step_angle": moved["step_angle"],
+    }
+
+
+def updates(
+    seen: np.ndarray,
+    all_positions: np.ndarray,
+    names: tuple[str, ...],
+    heads: dict[str, list[np.ndarray]],
+) -> Numbers:
+    """What Updates reports of a block.
+
+    Args:
+        seen: (N, S, 2, d) of each sublayer the state that it adds to, and what it adds.
+        all_positions: (N,)
+        names: of the sublayers.
+        heads: of the sublayers that have some, what each of them adds, (N, d).
+    """
+    flat: Numbers = {}
+    for first, start in ((0, ""), (1, "without_first.")):
+        kept = all_positions >= first
+        positions, number = all_positions[kept], int(kept.sum())
+        found = {"gap": PerToken(np.zeros(number), np.ones(number))}
+        for index, name in enumerate(names):
+            state, added = seen[kept, index, 0], seen[kept, index, 1]
+            found |= {f"{name}.{n}": numbers for n, numbers in update(state, added).items()}
+            flat[f"{start}{name}.non_finite"] = exact(0)
+            each = [written(state, head[kept]) for head in heads.get(name, [])]
+            for feature in each[0] if each else ():
+                of_heads = [moments(head[feature]) for head in each]
+                flat |= prefixed(f"{start}{name}.heads.{feature}.", stacked(of_heads))
+        for name, numbers in found.items():
+            flat |= prefixed(f"{start}{name}.", moments(numbers))
+            flat |= prefixed(
+                f"{start}{name}.at_position.", moments_at_position(numbers, positions, first)
+            )
+    return flat
+
+
+def components(terms: dict[str, np.ndarray], seen: Observations) -> Numbers:
+    """What Components reports of a site.
+
+    Args:
+        terms: (N, d) of each, by name.
+        seen: the states, which half precision rounds.
+    """
+    state, positions, contexts = seen.states, seen.positions, seen.contexts
+    length, number = np.linalg.norm(state, axis=-1), len(state)
+    flat: Numbers = {}
+    means: dict[str, list[np.ndarray]] = {}
+    ids, of_context = np.unique(contexts, return_inverse=True)
+    for name, term in terms.items():
+        size = np.linalg.norm(term, axis=-1)
+        with np.errstate(invalid="ignore"):
+            found = {
+                "importance": PerToken((term * state).sum(-1) / length**2, size / length),
+                "cosine": PerToken((term * state).sum(-1) / (size * length), np.ones(number)),
+                "l2": PerToken(np.linalg.norm(term - state, axis=-1), size + length),
+                "norm_ratio": PerToken(size / length, size / length),
+            }
+        for what, numbers in found.items():
+            rows = [numbers.value[of_context == c].mean() for c in range(len(ids))]
+            means.setdefault(what, []).append(np.array(rows))
+            by_token = moments(numbers), moments_at_position(numbers, positions)
+            if np.isnan(numbers.value).any():  # the cosine of a term that is nothing
+                by_token = nothing_of(by_token[0]), nothing_of(by_token[1])
+            flat |= prefixed(f"{what}.{name}.", by_token[0])
+            flat |= prefixed(f"{what}.{name}.at_position.", by_token[1])
+    for what, columns in means.items():
+        table = np.stack(columns, 1)
+        size = np.nanmax(np.abs(table), initial=1.0)
+        flat[f"by_context.{what}"] = relative_to(np.full(table.shape, size), table)
+    flat |= {"by_context.context_id": exact(ids), "left_out": exact(0)}
+    flat["by_context.tokens"] = exact(np.bincount(of_context))
+    missing = np.linalg.norm(np.sum(list(terms.values()), 0) - state, axis=-1)
+    gap = PerToken(missing / length, np.ones(number))
+    flat |= prefixed("gap.at_position.", moments_at_position(gap, positions))
+    return flat | prefixed("gap.", moments(gap))
+
+
+def nothing_of(numbers: Numbers) -> Numbers:
+    """What is reported where nothing was counted."""
+    return {
+        name: exact(np.full(np.shape(one.value), 0 if name == "count" else np.nan))
+        for name, one in numbers.items()
+    }
+
+
+def written(state: np.ndarray, head: np.ndarray) -> dict[str, PerToken]:
+    """What one head adds to a state, relative to the state's centred radius."""
+    size = np.linalg.norm(head, axis=-1) / np.linalg.norm(centred(state), axis=-1)
+    parts = update(state, head)
+    shown = {name: PerToken(parts[name].value, size) for name in ("radial", "tangential")}
+    return {"size": PerToken(size, size)} | shown
+
+
+def stacked(rows: list[Numbers]) -> Numbers:
+    """Numbers of several things, one after the other in an array."""
+    return {
+        name: Expected(
+            np.stack([row[name].value for row in rows]), np.stack([row[name].scale for row in rows])
+        )
+        for name in rows[0]
+    }
+
+
 def prefixed(prefix: str, numbers: Numbers) -> Numbers:
     return {prefix + name: number for name, number in numbers.items()}
 
@@ -636,3 +755,88 @@ def histogram_fits(counts: np.ndarray, edges: np.ndarray, values: np.ndarray) ->
     return bool(
         counts.sum() == len(values) and (surely <= below).all() and (below <= perhaps).all()
     )
+
+
+# ---------------------------------------------------------------- words, through the final norm
+
+
+class Lens(NamedTuple):
+    """A LayerNorm, and the rows of words that states are compared with after it."""
+
+    rows: np.ndarray
+    """(V, d)"""
+    gain: np.ndarray
+    shift: np.ndarray
+    eps: float
+    offsets: np.ndarray | None = None
+    """(V,)"""
+    softcap: float | None = None
+
+    def states(self, hidden: np.ndarray) -> np.ndarray:
+        c = centred(hidden)
+        return c / np.sqrt((c**2).mean(-1, keepdims=True) + self.eps) * self.gain + self.shift
+
+    def log_probabilities(self, states: np.ndarray) -> np.ndarray:
+        """Of all words, (N, V), as a head and a softmax make them."""
+        logits = states @ self.rows.T
+        if self.offsets is not None:
+            logits = logits + self.offsets
+        if self.softcap is not None:
+            logits = self.softcap * np.tanh(logits / self.softcap)
+        logits = logits - logits.max(-1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def next_word(seen: Observations, words: np.ndarray, lens: Lens) -> Numbers:
+    """What NextWord reports of tokens with ids `words` (N,), each context's one after the other.
+
+    A difference of logits is relative to the lengths of what it is the product of, and a cosine to
+    two, for it is a product over two lengths.
+    """
+    paired = np.append(seen.contexts[1:] == seen.contexts[:-1], False)
+    states, token = lens.states(seen.states)[paired], np.arange(paired.sum())
+    own, following = words[paired], np.roll(words, -1)[paired]
+    logs = lens.log_probabilities(states)
+    length = np.linalg.norm(states, axis=1)
+    rows = [lens.rows[some] for some in (following, own)]
+    lengths = [np.linalg.norm(some, axis=1) for some in rows]
+    cosines = [(r * states).sum(1) / (n * length) for r, n in zip(rows, lengths, strict=True)]
+    two = np.full(len(states), 2.0)
+    numbers = {
+        "pull": PerToken(logs[token, following] - logs[token, own], length * sum(lengths)),
+        "next_cosine": PerToken(cosines[0], two),
+        "own_cosine": PerToken(cosines[1], two),
+    }
+    positions, alone = seen.positions[paired], seen.positions[~paired]
+    flat: Numbers = {}
+    for first, prefix in ((0, ""), (1, "without_first.")):
+        kept = positions >= first
+        for name, (value, scale) in numbers.items():
+            part = PerToken(value[kept], scale[kept])
+            found = moments(part) if kept.any() else NOTHING
+            flat |= prefixed(f"{prefix}{name}.", found)
+            at = moments_at_position(part, positions[kept], first) if kept.any() else NOWHERE
+            flat |= prefixed(f"{prefix}{name}.at_position.", at)
+        flat[f"{prefix}without_next"] = exact((alone >= first).sum())
+    return flat
+
+
+NOTHING = {n: plain(np.nan) for n in ("mean", "variance", "min", "max")} | {"count": exact(0)}
+NOWHERE = {name: exact(np.zeros(0)) for name in NOTHING}
+
+
+def trajectories(seen: Observations, words: np.ndarray, lens: Lens, length: int) -> Numbers:
+    """What Trajectories reports of all contexts, tokens that come several times alike."""
+    inside = seen.positions < length
+    contexts, row = np.unique(seen.contexts[inside], return_inverse=True)
+    positions, states = seen.positions[inside], lens.states(seen.states[inside])
+    shape = len(contexts), positions.max() + 1
+    kept, ids = np.full((*shape, states.shape[1]), np.nan), np.full(shape, -1)
+    kept[row, positions], ids[row, positions] = states, words[inside]
+    return {
+        "states": relative_to(np.abs(states).max(), kept),
+        "token_ids": exact(ids),
+        "filled": exact(ids >= 0),
+        "contexts": exact(contexts),
+        "count": exact((ids >= 0).sum()),
+    }

@@ -14,7 +14,19 @@ from geomhooks.errors import GeomhooksError
 from geomhooks.history import History
 from geomhooks.second_moment import SecondMoment
 from geomhooks.snapshot import Geometry, load, merge
-from geomhooks.statistics import Attention, Covariance, GroupMeans, PosCtx, Sphere, Statistic
+from geomhooks.statistics import (
+    Attention,
+    Components,
+    Covariance,
+    FeedForwardFit,
+    GroupMeans,
+    NextWord,
+    PosCtx,
+    Sphere,
+    Statistic,
+    Trajectories,
+    Updates,
+)
 from geomhooks.table import Table
 from geomhooks.version import __version__
 from geomhooks.watcher import Watch, watch
@@ -22,7 +34,9 @@ from geomhooks.watcher import Watch, watch
 __all__ = [
     "Accumulator",
     "Attention",
+    "Components",
     "Covariance",
+    "FeedForwardFit",
     "Geometry",
     "GeomhooksError",
     "GroupMeans",
@@ -30,12 +44,15 @@ __all__ = [
     "Max",
     "Min",
     "Moments",
+    "NextWord",
     "PosCtx",
     "SecondMoment",
     "Sphere",
     "Statistic",
     "Sum",
     "Table",
+    "Trajectories",
+    "Updates",
     "Watch",
     "__version__",
     "errors",

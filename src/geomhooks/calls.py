@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "Call",
     "Statement",
     "add_statement",
+    "copy_of",
     "read_call",
     "read_plain_call",
     "real_entries",
@@ -37,6 +38,7 @@ STATED = (
     "decoder_position_ids",
     "tgt_key_padding_mask",
     "src_key_padding_mask",
+    "labels",
 )
 PLAIN = ("tgt", "src")
 
@@ -129,6 +131,7 @@ class Call:
 
     Attributes:
         ids: (B, T) token ids.
+        labels: (B, T) what a model is to say of each token, -100 for nothing.
         grid: (B, T) of its tokens, where it tells.
         mask: 2-D mask, nonzero where real.
         square_mask: (B, heads, T or 1, keys) mask over queries and keys.
@@ -144,6 +147,7 @@ class Call:
     """
 
     ids: Tensor | None = None
+    labels: Tensor | None = None
     grid: tuple[int, int] | None = None
     mask: Tensor | None = None
     square_mask: Tensor | None = None
@@ -163,7 +167,8 @@ def read_call(
     """Read the tokens of a call off its arguments by name, or None where it opens no stream.
 
     An inner stack that takes its hidden states by the name ``inputs_embeds`` opens none: the call
-    around it says what they are.
+    around it says what they are. Nor does a call that is given the very ids of the call around it
+    and no mask, as embedding layers are.
 
     Args:
         arguments: by name.
@@ -200,12 +205,20 @@ def read_call(
             call.grid = (
                 (embeds.shape[0], embeds.shape[1]) if embeds.ndim > 2 else (1, embeds.shape[0])
             )
+    labels = arguments.get("labels")
+    if isinstance(labels, Tensor) and not prefix and not labels.is_floating_point():
+        call.labels = labels
     call.mask = _stated(arguments.get(prefix + "attention_mask"))
     call.positions = _stated_positions(arguments.get(prefix + "position_ids"))
+    if parent is not None and call.mask is None and same_tensor(call.ids, parent.ids):
+        # As embedding layers are called, which need no mask: the call around it has said it all.
+        return None if call.positions is None else replace(parent, positions=call.positions)
     if inner and parent is not None and parent.one_stack and parent.grid == call.grid:
         if call.mask is None and call.positions is None:
             return None
         call.ids = parent.ids  # as in models that put images among the embeddings of a text
+    if parent is not None and parent.one_stack and parent.grid == call.grid:
+        call.labels = parent.labels if call.labels is None else call.labels
     if inner and parent is not None:
         call.text = parent.text
     call.cache = cache_of(arguments)
@@ -219,6 +232,23 @@ def read_call(
     elif kind in COUNT_IDS and call.ids is not None:
         call.rule, call.pad = "ids", getattr(config, "pad_token_id", None)
     return call
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """A copy that knows of what it is one."""
+    copy = tensor.clone()
+    copy.original = tensor.data_ptr()  # type: ignore[attr-defined]
+    return copy
+
+
+def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
+    """Both are one tensor, or copied from one, as compiled code has it."""
+    if one is None or other is None or one is other:
+        return one is not None and one is other
+    if one.shape != other.shape or not (hasattr(one, "original") or hasattr(other, "original")):
+        return False
+    places = [getattr(tensor, "original", None) or tensor.data_ptr() for tensor in (one, other)]
+    return places[0] == places[1]
 
 
 def _stated(value: Any) -> Tensor | None:

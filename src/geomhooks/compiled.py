@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.caches import SeenCache, cache_of, cache_tensors, raw_length
-from geomhooks.calls import FEATURES, OPENING, PLAIN, STATED
+from geomhooks.calls import FEATURES, OPENING, PLAIN, STATED, copy_of
 
 __all__ = ["close_compiled", "make_ticket", "notice_hooks", "open_compiled", "read_compiled"]
 
@@ -106,7 +106,7 @@ def _open(
         return
     # Copies, since the tokens are read off them while later operators run.
     given: dict[str, Any] = dict(
-        zip(names.split(",") if names else (), (t.clone() for t in tensors), strict=True)
+        zip(names.split(",") if names else (), map(copy_of, tensors), strict=True)
     )
     told = {n.removeprefix(TOLD): t for n, t in given.items() if n.startswith(TOLD)}
     length = past if past_tensor is None else past_tensor.clone()

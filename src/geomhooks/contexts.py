@@ -13,7 +13,7 @@ is entered in the table of contexts *kept*, a uniform sample chosen by hashing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,11 @@ class Step:
     rows: slice
     fold: Fold | None
     open: Placement
+
+    def again(self) -> Step:
+        """For a site that runs once more in the forward: nothing is closed, and no row is new."""
+        same = replace(self.open, fresh=torch.zeros_like(self.open.fresh))
+        return replace(self, fold=None, open=same)
 
     @cached_property
     def arrays(self) -> tuple[Any, ...]:
@@ -423,15 +428,14 @@ def difference(cells: Tensor) -> Tensor:
     )
 
 
-def again(steps: Any) -> Any:
-    """The steps of a site that runs once more in one forward: add to the same rows, close none.
+def again(plan: Any) -> Any:
+    """What a site that runs once more in one forward does: add to the same rows, begin none.
 
-    What other accumulators say of the forward holds for each time.
+    What has no such distinction holds for each time.
     """
-    if not isinstance(steps, list):
-        return steps
-    none_fresh = [replace(s.open, fresh=torch.zeros_like(s.open.fresh)) for s in steps]
-    return [replace(s, fold=None, open=o) for s, o in zip(steps, none_fresh, strict=True)]
+    if isinstance(plan, list):
+        return [again(item) for item in plan]
+    return plan.again() if hasattr(plan, "again") else plan
 
 
 def to_device(plan: Any, device: torch.device) -> Any:
@@ -440,7 +444,7 @@ def to_device(plan: Any, device: torch.device) -> Any:
         return plan.to(device)
     if isinstance(plan, list):
         return [to_device(item, device) for item in plan]
-    if isinstance(plan, (Step, Fold, Placement, MergePlan)):
+    if is_dataclass(plan) and not isinstance(plan, type):
         return replace(
             plan, **{f.name: to_device(getattr(plan, f.name), device) for f in fields(plan)}
         )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,15 @@ from geomhooks.errors import SiteError, WatchError
 from geomhooks.reductions import Reduced
 from geomhooks.tokens import Tokens
 
+if TYPE_CHECKING:
+    from geomhooks.running import Running
+
 __all__ = [
     "Frame",
     "outside_transforms",
     "own_what_is_carried",
     "unwrap_transforms",
+    "version_of",
     "without_autocast",
 ]
 
@@ -33,17 +37,22 @@ class Frame:
     Attributes:
         latest: the hidden state that was read last, how often it had been written, and what is
             known of it.
+        running: by site, the block that is in a call now, where its sublayers are looked at.
+        embedded: by site, what went into the norm of embeddings before it.
     """
 
     call: Call
     stated: Statement
     resolved: dict[Any, tuple[Tokens, dict[str, Any]]] = field(default_factory=dict)
     stages: dict[Any, Any] = field(default_factory=dict)
+    of_heads: dict[Any, Tokens] = field(default_factory=dict)
     fired: set[str] = field(default_factory=set)
     carry: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     latest: Tensor | None = None
     latest_version: int = 0
     latest_reductions: Reduced | None = None
+    running: dict[str, Running] = field(default_factory=dict)
+    embedded: dict[str, Tensor] = field(default_factory=dict)
     counts: bool = True
     thread: int = field(default_factory=threading.get_ident)
 
@@ -58,6 +67,20 @@ class Frame:
             if said is not None and said is not self.stated.contexts:
                 return 1, len(said)
         return None
+
+    def grid_of(self, stream: str) -> tuple[int, int] | None:
+        """(B, T) of its tokens, as something tells or the sites before have shown."""
+        if self.grid is not None:
+            return self.grid
+        shown = [key[1:3] for key in self.resolved if key[0] == stream]
+        return shown[-1] if shown else None
+
+    def tokens_of_heads(self, tokens: Tokens, heads: int) -> Tokens:
+        """The tokens of the rows of several heads; the same for all sites."""
+        key = id(tokens), heads
+        if key not in self.of_heads:
+            self.of_heads[key] = tokens.of_heads(heads)
+        return self.of_heads[key]
 
     def known_of(self, entered: Tensor | None, found: Tensor, site: str) -> Reduced | None:
         """The reductions of a block's input, which mostly is the tensor that was read before it.

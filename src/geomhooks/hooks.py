@@ -1,4 +1,4 @@
-"""The four hooks: before and after a call that opens a token stream, and at a site.
+"""The hooks: before and after a call that opens a token stream, at a site, and inside of a block.
 
 Each has two halves. What ``torch`` calls picks out of a module's arguments and results what
 matters; in compiled code it leaves an operator in the graph (:mod:`geomhooks.compiled`). The other
@@ -20,9 +20,21 @@ from geomhooks.calls import OPENING
 from geomhooks.compiled import close_compiled, make_ticket, open_compiled, read_compiled
 from geomhooks.openers import Opener, parameters_of
 from geomhooks.plan import SitePlan
+from geomhooks.running import Look
 from geomhooks.sites import describe_type, find_tensor
 
-__all__ = ["CODE", "CloseStream", "Hook", "OpenStream", "ReadInput", "ReadOutput", "put_on"]
+__all__ = [
+    "CODE",
+    "BeginBlock",
+    "CloseStream",
+    "Hook",
+    "OpenStream",
+    "ReadEmbeddings",
+    "ReadInput",
+    "ReadOutput",
+    "ReadSublayer",
+    "put_on",
+]
 
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 TokensFunction = Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Any] | None]
@@ -45,6 +57,24 @@ class Router(Protocol):
         self, site: SitePlan, out: Tensor | None, into: Tensor | None, found: str, *, borrowed: bool
     ) -> None:
         """A site shows its tensors."""
+
+    def begin(self, site: SitePlan, into: Tensor | None, *, borrowed: bool) -> None:
+        """A block begins whose sublayers are looked at."""
+
+    def keep(
+        self,
+        site: SitePlan,
+        look: Look,
+        name: str,
+        tensor: Tensor | None,
+        found: str,
+        *,
+        borrowed: bool,
+    ) -> None:
+        """A module inside of a block shows what it adds."""
+
+    def keep_embedded(self, site: SitePlan, into: Tensor | None, *, borrowed: bool) -> None:
+        """A norm of embeddings shows what goes into it."""
 
 
 class Hook:
@@ -98,7 +128,7 @@ def put_on(module: nn.Module, hook: Hook, first: bool = False) -> RemovableHandl
     Compiled code is guarded by the numbers of those hooks that are always called; with new numbers
     it would be compiled again for each watch.
     """
-    before = isinstance(hook, (OpenStream, ReadInput))
+    before = isinstance(hook, (OpenStream, ReadInput, BeginBlock, ReadEmbeddings))
     taken = module._forward_pre_hooks if before else module._forward_hooks
     number = -1
     while number in taken:
@@ -219,8 +249,7 @@ class ReadOutput(_Read):
 
     def __init__(self, watch: Router, site: SitePlan) -> None:
         super().__init__(watch, site)
-        attention = None if site.attention is None else site.attention.latest
-        self.check = None if attention is None else attention.check
+        self.check = None if site.attention is None else site.attention.check
         self.parameters = () if self.check is None else parameters_of(site.place.module)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -230,8 +259,91 @@ class ReadOutput(_Read):
         self.show(output, (*args, kwargs) if self.wants_input else None)
 
 
+class BeginBlock(_Read):
+    """Before a block whose sublayers are looked at."""
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Forward pre-hook."""
+        if is_recorded():
+            return
+        entered = find_tensor((*args, kwargs))
+        if torch.compiler.is_compiling():
+            read_compiled(self.ticket, None, entered)
+        elif self.counts:
+            self.watch.begin(self.site, entered, borrowed=False)
+
+    def shown(self, out: Tensor | None, into: Tensor | None, *, borrowed: bool) -> None:
+        """The block begins."""
+        if self.counts:
+            self.watch.begin(self.site, into, borrowed=borrowed)
+
+
+class ReadSublayer(Hook):
+    """After a module inside of a block whose output, or input, is part of what the block adds."""
+
+    def __init__(self, watch: Router, site: SitePlan, look: Look) -> None:
+        super().__init__(watch)
+        self.site, self.look = site, look
+        self.wants_output, self.wants_input = look.out is not None, look.into is not None
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Forward hook."""
+        if is_recorded():
+            return
+        entered = find_tensor((*args, kwargs)) if self.wants_input else None
+        found = find_tensor(output) if self.wants_output else None
+        if torch.compiler.is_compiling():
+            read_compiled(self.ticket, found, entered)
+        elif self.counts:
+            self._keep(found, entered, describe_type(output), borrowed=False)
+
+    def shown(self, out: Tensor | None, into: Tensor | None, *, borrowed: bool) -> None:
+        """The tensors are there."""
+        if self.counts:
+            self._keep(out, into, "something else", borrowed=borrowed)
+
+    def _keep(self, out: Tensor | None, into: Tensor | None, what: str, *, borrowed: bool) -> None:
+        for name, tensor in ((self.look.out, out), (self.look.into, into)):
+            if name is not None:
+                self.watch.keep(self.site, self.look, name, tensor, what, borrowed=borrowed)
+
+
+class ReadEmbeddings(Hook):
+    """Before the norm of embeddings that comes before the first block of a stack."""
+
+    def __init__(self, watch: Router, site: SitePlan) -> None:
+        super().__init__(watch)
+        self.site = site
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Forward pre-hook."""
+        if is_recorded():
+            return
+        entered = find_tensor((*args, kwargs))
+        if torch.compiler.is_compiling():
+            read_compiled(self.ticket, None, entered)
+        elif self.counts:
+            self.watch.keep_embedded(self.site, entered, borrowed=False)
+
+    def shown(self, out: Tensor | None, into: Tensor | None, *, borrowed: bool) -> None:
+        """The tensor is there."""
+        if self.counts:
+            self.watch.keep_embedded(self.site, into, borrowed=borrowed)
+
+
 # Around a compiled model torch calls the root's hooks itself: they are no code to be compiled.
-CODE = tuple(kind.__call__.__code__ for kind in (OpenStream, CloseStream, ReadInput, ReadOutput))
+CODE = tuple(
+    kind.__call__.__code__
+    for kind in (
+        OpenStream,
+        CloseStream,
+        ReadInput,
+        ReadOutput,
+        BeginBlock,
+        ReadSublayer,
+        ReadEmbeddings,
+    )
+)
 
 
 def by_name(parameters: tuple[str, ...], args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:

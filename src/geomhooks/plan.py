@@ -14,6 +14,7 @@ from geomhooks.errors import SchemaError, SiteError
 from geomhooks.files import first_key_of, pack_state, restore_tensors, unpack_state
 from geomhooks.norms import NormModule
 from geomhooks.openers import Opener, width_from_config
+from geomhooks.running import Look
 from geomhooks.second_moment import SecondMoment
 from geomhooks.sites import Place
 from geomhooks.state import Shift, SiteState, State, StreamState
@@ -22,7 +23,9 @@ from geomhooks.tokens import TokenStream
 from geomhooks.two_way import TwoWay
 
 if TYPE_CHECKING:
-    from geomhooks.anatomy.finding import LiveAttention
+    from geomhooks.anatomy.families import Stack
+    from geomhooks.anatomy.live import LiveBlock, LiveLens
+    from geomhooks.anatomy.parts import Attention
 
 __all__ = ["Parts", "Plan", "SitePlan"]
 
@@ -31,7 +34,11 @@ Parts = list[tuple[Statistic, Mapping[str, Accumulator]]]  # statistics, each wi
 
 @dataclass
 class SitePlan:
-    """A site, the statistics taken there, and how its tensor is read."""
+    """A site, the statistics taken there, and how its tensor is read.
+
+    Attributes:
+        time_axis: of a norm over the entries of each head, once a forward has told.
+    """
 
     place: Place
     statistics: list[Statistic]
@@ -39,7 +46,11 @@ class SitePlan:
     layout: str | None
     norm: NormModule | None
     whole_stack: bool
-    attention: LiveAttention | None = None
+    block: LiveBlock | None = None
+    lens: LiveLens | None = None
+    around: Stack | None = None
+    time_axis: int | None = None
+    looks: list[Look] = field(default_factory=list)
     needs: frozenset[str] = frozenset()
     parts: Parts = field(default_factory=list)
     shortcut: Any = None
@@ -51,6 +62,41 @@ class SitePlan:
     def wants_input(self) -> bool:
         """Some statistic reads the module's input."""
         return any("in" in (*s.taps, *s.optional_taps) for s in self.statistics)
+
+    @property
+    def attention(self) -> Attention | None:
+        """The block's attention as it was when the plan was made, where a statistic uses it."""
+        return self.block.latest.attention if self.uses("query_key") and self.block else None
+
+    @property
+    def sublayers(self) -> int:
+        """How many sublayers the block has."""
+        return 0 if self.block is None else len(self.block.latest.sublayers)
+
+    @property
+    def depth(self) -> int:
+        """How many blocks of the stack around it have run."""
+        if self.around is None or self.place.is_input:
+            return 0
+        return [block.name for block in self.around.blocks].index(self.place.name) + 1
+
+    @property
+    def reads_source(self) -> bool:
+        """Blocks of the stack around it have attention to another stack."""
+        blocks = () if self.around is None else self.around.blocks
+        return any(sublayer.kind == "cross_attention" for b in blocks for sublayer in b.sublayers)
+
+    @property
+    def embedding_norm(self) -> nn.Module | None:
+        """The norm of embeddings whose input is looked at for the first block's."""
+        embeddings = None if self.around is None else self.around.embeddings
+        if embeddings is None or embeddings.norm is None or not self.place.is_input:
+            return None
+        return embeddings.norm.module
+
+    def uses(self, what: str) -> bool:
+        """Some statistic uses this of the model's anatomy."""
+        return any(what in statistic.uses for statistic in self.statistics)
 
     def bind(self, state: State, site: SiteState) -> None:
         """Say once, when its state is there, what every forward at this site does."""
@@ -129,11 +175,24 @@ class Plan:
             )
 
     def prepare_site(
-        self, site: SitePlan, hidden: Tensor, before: Tensor | None, resolved: Mapping[Any, Any]
+        self,
+        site: SitePlan,
+        hidden: Tensor,
+        before: Tensor | None,
+        grid: tuple[int, int],
+        resolved: Mapping[Any, Any],
     ) -> SiteState:
-        """Allocate at the first forward, or check what was allocated before it."""
+        """Allocate at the first forward, or check what was allocated before it.
+
+        Args:
+            site: where.
+            hidden: (B, T, d), at a norm of heads (H B, T, k).
+            before: what came in, as ``hidden``.
+            grid: (B, T).
+            resolved: the tokens that the forward has shown.
+        """
         has_input = before is not None and before.shape == hidden.shape
-        stream = self._stream_name(site.stream, hidden.shape[:2], resolved)
+        stream = self._stream_name(site.stream, grid, resolved)
         state = self.state.sites.get(site.place.name)
         wanted = (hidden.shape[-1], has_input, stream, hidden.device)
         if state is not None:
@@ -187,7 +246,11 @@ class Plan:
     ) -> SiteState:
         place = site.place
         positions = self.positions[site.stream]
-        norm, live = site.norm if has_input else None, site.attention
+        norm = site.norm if has_input else None
+        if norm is not None and norm.width not in (None, width):
+            norm = None  # it norms something else than the entries of this site's states
+        attention = site.attention
+        sublayers = site.block.latest.heads if site.looks and site.block else {}
         info = Site(
             place.name,
             width,
@@ -200,7 +263,10 @@ class Plan:
             site.whole_stack,
             norm.eps if norm else None,
             norm.centred if norm else False,
-            *((0, "") if live is None else (live.latest.heads, live.latest.site)),
+            *((0, "") if attention is None else (attention.heads, attention.site)),
+            sublayers,
+            site.depth,
+            site.reads_source,
         )
         own = {s.name: s.accumulators(info) for s in site.statistics if s.scope == "site"}
         streams = self.state.streams

@@ -19,7 +19,9 @@ class Unavailable:
 
     Args:
         reason: to be read by whoever asks for it.
-        by_choice: it is not the data's fault: the statistic was not asked to determine it.
+        by_choice: it is not the data's fault: the statistic was not asked to determine it, or not
+            told what it takes. It is then none of the names of its :class:`Result`, so that one can
+            go through all of these.
     """
 
     def __init__(self, reason: str, *, by_choice: bool = False) -> None:
@@ -95,14 +97,18 @@ class Result(Mapping[str, Any]):
         if name.startswith("__") or "_values" not in self.__dict__:
             raise AttributeError(name)
         if name not in self._values:
-            raise AttributeError(f"no result {name!r}; there are {', '.join(self._values)}")
+            raise AttributeError(f"no result {name!r}; there are {', '.join(self)}")
         return self[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        return (name for name in self._values if name in self)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        value = self._values.get(name)  # type: ignore[call-overload]
+        return name in self._values and not (isinstance(value, Unavailable) and value.by_choice)
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._values]

@@ -22,14 +22,16 @@ from geomhooks.frames import (
     unwrap_transforms,
     without_autocast,
 )
+from geomhooks.heads import find_time_axis, heads_to_rows
 from geomhooks.openers import Opener
 from geomhooks.plan import Parts, Plan, SitePlan
 from geomhooks.reductions import reduce
 from geomhooks.reductions.products import add_products
+from geomhooks.running import Look, Running, look_back
 from geomhooks.schedule import Schedule
-from geomhooks.sharded import local_tensor
+from geomhooks.sharded import REPLICATED, local_tensor
 from geomhooks.shortcut import Shortcut, Stage
-from geomhooks.sites import to_batch_time_width
+from geomhooks.sites import rearranged, to_batch_time_width
 from geomhooks.state import SiteState
 from geomhooks.statistics.base import Reading
 from geomhooks.tokens import Tokens
@@ -37,10 +39,6 @@ from geomhooks.tokens import Tokens
 __all__ = ["Routing"]
 
 peek_transforms = torch._C._functorch.peek_interpreter_stack
-REPLICATED = (
-    "Watch a site that is replicated, such as a whole block, or have the parallel plan replicate "
-    "it: output_layouts=Replicate()"
-)
 
 
 class Routing:
@@ -55,6 +53,7 @@ class Routing:
         self._plan = plan
         self._schedule = schedule
         self._frames: list[Frame] = []
+        self._lone: Frame | None = None  # of a block in a call that no stream was opened for
         self._stated = Statement()
         self._bypassed = False
         # All that a hook looks at, and it is set outside of forwards.
@@ -67,6 +66,7 @@ class Routing:
         self._refuse_another_thread()
         if opener.is_root:
             self._frames.clear()
+            self._lone = None
         parent = self._frames[-1].call if self._frames else None
         call = read_call(arguments, opener.config, parent)
         own = isinstance(opener.module, (nn.TransformerEncoder, nn.TransformerDecoder))
@@ -117,6 +117,71 @@ class Routing:
             with outside_transforms(), torch.no_grad():
                 self._plan.state.statistics[name].finish(carry)
 
+    def begin(self, site: SitePlan, into: Tensor | None, *, borrowed: bool) -> None:
+        """Make room for what the sublayers of a block add in the call that begins.
+
+        Args:
+            site: that block.
+            into: its input.
+            borrowed: the tensor's memory is good for the time of this call only.
+        """
+        self._refuse_another_thread()
+        if self._frames:
+            frame = self._frames[-1]
+        else:
+            frame = self._lone = self._make_lone_frame(site)
+        if frame.counts:
+            name = site.place.name
+            known = None if into is None or borrowed else unwrap_transforms(into, name)
+            frame.running[name] = Running(known)
+
+    def keep(
+        self,
+        site: SitePlan,
+        look: Look,
+        name: str,
+        tensor: Tensor | None,
+        found: str,
+        *,
+        borrowed: bool,
+    ) -> None:
+        """Keep what a module inside of a block shows, until the block is read.
+
+        A module that is called outside of a call of the block, which may share it with others, is
+        not looked at.
+
+        Args:
+            site: the block.
+            look: at that module.
+            name: as what the tensor is kept.
+            tensor: its output or input, or None where it has none, and then
+            found: is what was found instead.
+            borrowed: the tensor's memory is good for the time of this call only.
+        """
+        frame = self._frames[-1] if self._frames else self._lone
+        running = None if frame is None else frame.running.get(site.place.name)
+        if running is not None:
+            running.keep(look, name, tensor, found, borrowed)
+
+    def keep_embedded(self, site: SitePlan, into: Tensor | None, *, borrowed: bool) -> None:
+        """Keep what goes into a norm of embeddings, until the first block's input is read.
+
+        Args:
+            site: that input.
+            into: what the norm shows.
+            borrowed: its memory is good for the time of this call only.
+        """
+        frame = self._frames[-1] if self._frames else None
+        if frame is not None and frame.counts and into is not None:
+            name = site.place.name
+            tensor = unwrap_transforms(into, name).detach()
+            frame.embedded[name] = tensor.clone() if borrowed else tensor
+
+    def _make_lone_frame(self, site: SitePlan) -> Frame:
+        """For a site that is called by itself, outside of any call that opens a stream."""
+        counts = self._schedule.counts_mode(site.place.module.training)
+        return Frame(Call(), self._stated, counts=counts)
+
     def read(
         self, site: SitePlan, out: Tensor | None, into: Tensor | None, found: str, *, borrowed: bool
     ) -> None:
@@ -140,10 +205,11 @@ class Routing:
         self._refuse_another_thread()
         alone = frame is None  # called by itself, outside of any call that opens a stream
         if frame is None:
-            frame = Frame(Call(), self._stated)
-            frame.counts = self._schedule.counts_mode(site.place.module.training)
+            frame = (self._lone if site.looks else None) or self._make_lone_frame(site)
+            self._lone = None if site.looks else self._lone
         if not frame.counts:
             return
+        running = frame.running.pop(name, None)
         if alone and self._stated.contexts is None:
             self._bypassed = True
         if out is None:
@@ -161,17 +227,18 @@ class Routing:
             torch.no_grad(),
             without_autocast(out.device),
         ):
-            grid = frame.grid
-            hidden = to_batch_time_width(out.detach(), name, site.layout, grid)
+            hidden, heads = shown_at(site, out.detach(), frame)
             before = None
             if entered is not None:
                 entered = local_tensor(entered, f"the input of site {name!r}", REPLICATED)
-                before = to_batch_time_width(entered.detach(), name, site.layout, grid)
+                before, _ = shown_at(site, entered.detach(), frame)
             if not hidden.numel():
                 return  # an empty batch
+            seen = look_back(site, running, out, frame.grid) if site.looks else None
+            grid = hidden.shape[0] // heads, hidden.shape[1]
             state = self._plan.state.sites.get(name)
             if state is None or state.order < 0:
-                state = self._plan.prepare_site(site, hidden, before, frame.resolved)
+                state = self._plan.prepare_site(site, hidden, before, grid, frame.resolved)
             elif state.site.width != hidden.shape[-1]:
                 raise SiteError(
                     f"site {name!r} had hidden states of width {state.site.width} and now has "
@@ -181,7 +248,9 @@ class Routing:
                 self._plan.follow(state, hidden.device)  # the model was moved
             if not state.site.has_input:
                 entered = before = None
-            tokens, plans = self._tokens_of(frame, state, hidden)
+            tokens, plans = self._tokens_of(frame, state, grid, hidden.device)
+            if heads > 1:
+                tokens = frame.tokens_of_heads(tokens, heads)
             if name in frame.fired:  # the same module once more: its contexts go on, none is closed
                 plans = {key: again(plan) for key, plan in plans.items()}
             frame.fired.add(name)
@@ -208,6 +277,9 @@ class Routing:
             if before is not None:
                 taps["in"] = before
             reading = Reading(state.site, taps, tokens, reductions, shift, plans, {})
+            if seen is not None and before is not None and site.block is not None:
+                reading.block = site.block.now()
+                reading.additions = site.block.additions(before, seen)
             update(site, parts, frame, reading)
             state.forwards.value.add_(1)
             if site.shortcut is None and not alone:
@@ -235,7 +307,7 @@ class Routing:
         stage = frame.stages.get(key)
         if stage is None:
             state = self._plan.state.sites[way.site.name]
-            resolved = self._tokens_of(frame, state, out)
+            resolved = self._tokens_of(frame, state, (out.shape[0], out.shape[1]), out.device)
             stage = frame.stages[key] = Stage(*resolved, out, len(self._plan.sites))
         entered = into if way.site.has_input else None
         reading = way.read(frame, stage, out, entered, borrowed)
@@ -252,10 +324,10 @@ class Routing:
         return True
 
     def _tokens_of(
-        self, frame: Frame, state: SiteState, hidden: Tensor
+        self, frame: Frame, state: SiteState, grid: tuple[int, int], device: torch.device
     ) -> tuple[Tokens, dict[str, Any]]:
         """Resolve the stream's tokens once per forward, and copy them once per device."""
-        batch, length = hidden.shape[:2]
+        batch, length = grid
         key = (state.stream, batch, length)
         if key not in frame.resolved:
             stream = self._plan.state.streams[state.stream]
@@ -263,21 +335,57 @@ class Routing:
             plans = {name: a.observe(tokens) for name, a in stream.shared.items()}  # type: ignore[attr-defined]
             frame.resolved[key] = tokens, plans
         tokens, plans = frame.resolved[key]
-        if tokens.real.device == hidden.device:
+        if tokens.real.device == device:
             return tokens, plans
-        there = (*key, hidden.device)
+        there = (*key, device)
         if there not in frame.resolved:
-            moved = {name: to_device(plan, hidden.device) for name, plan in plans.items()}
-            frame.resolved[there] = tokens.to(hidden.device), moved
+            moved = {name: to_device(plan, device) for name, plan in plans.items()}
+            frame.resolved[there] = tokens.to(device), moved
         return frame.resolved[there]
+
+
+def shown_at(site: SitePlan, tensor: Tensor, frame: Frame) -> tuple[Tensor, int]:
+    """A site's tensor as (B, T, d) and 1; at a norm of each head as (H B, T, k) and H."""
+    name, layout, heads = site.place.name, site.layout, 1
+    if site.place.kind != "norm" or tensor.is_nested:
+        return to_batch_time_width(tensor, name, layout, frame.grid), heads
+    axis, grid = 1, frame.grid_of(site.stream)
+    if layout is not None and tensor.ndim == 4:
+        # It says (batch, time, heads, k), or what it says of other sites.
+        tensor, layout = rearranged(tensor, name, layout), None
+    elif layout is None and tensor.ndim == 4:
+        axis = find_time_axis(tensor.shape, grid, site.time_axis, name)
+        if tensor.shape[1] != tensor.shape[2]:
+            site.time_axis = axis
+    elif layout is None and tensor.ndim == 3 and grid is not None:
+        packed = tensor.shape[:2] != grid and len(tensor) == grid[0] * grid[1]
+        tensor = (
+            tensor.reshape(*grid, *tensor.shape[1:]) if packed else tensor
+        )  # (tokens, heads, k)
+    if tensor.ndim == 4:
+        heads = tensor.shape[3 - axis]
+        tensor = heads_to_rows(tensor, axis)
+    return to_batch_time_width(tensor, name, layout, frame.grid), heads
 
 
 def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None:
     """Hand one reading to statistics of a site."""
     if site.norm is not None and reading.site.norm_eps is not None:
         reading.taps["gain"], reading.taps["bias"] = site.norm.affine(reading.taps["out"])
-    if site.attention is not None and any(s.reads_attention for s, _ in parts):
-        reading.query_key = site.attention.query_key(reading.tokens.positions)
+    if site.block is not None and any("query_key" in s.uses for s, _ in parts):
+        reading.query_key = site.block.query_key(reading.tokens.positions)
+    if site.lens is not None and any("logit_lens" in s.uses for s, _ in parts):
+        reading.lens = site.lens.now()
+    if site.lens is not None and any("head" in s.uses for s, _ in parts):
+        reading.head = site.lens.head()
+    if site.around is not None:
+        reading.stack = site.around
+        embedded = frame.embedded.pop(site.place.name, None)
+        if embedded is not None:
+            grid = reading.taps["out"].shape[:2]
+            reading.taps["embedded"] = to_batch_time_width(
+                embedded, site.place.name, site.layout, (grid[0], grid[1])
+            )
     for statistic, states in parts:
         if statistic.name not in frame.carry:
             frame.carry[statistic.name] = {}

@@ -100,6 +100,7 @@ class Shortcut:
         if (
             hidden.dtype not in DTYPES
             or site.layout is not None
+            or site.looks
             or not usable(hidden, state.shift["value"])
         ):
             return None

@@ -25,6 +25,7 @@ __all__ = [
     "find_tensor",
     "is_norm",
     "named_modules",
+    "rearranged",
     "select",
     "to_batch_time_width",
     "unwrap",
@@ -197,9 +198,10 @@ def _is_mlp(name: str, module: nn.Module) -> bool:
 
 
 def is_norm(name: str, module: nn.Module) -> bool:
-    """A norm over entries, by its class."""
+    """A norm over the entries of a token, by its class."""
     kind = type(module).__name__.lower()
-    return "norm" in kind and "batchnorm" not in kind and not list(module.children())
+    over_others = re.search(r"(batch|group|instance|response|weight|spectral)norm", kind)
+    return "norm" in kind and not over_others and not list(module.children())
 
 
 def _is_embedding(name: str, module: nn.Module) -> bool:
@@ -286,6 +288,8 @@ def _match(
         ]
     if pattern in KINDS and pattern not in modules:
         found = [name for name, module in modules.items() if name and KINDS[pattern](name, module)]
+        if len(stacks) == 1:  # a decoder of BART's kin alone has cross-attention that never runs
+            found = [n for n in found if not re.search(r"\.encoder_attn(_layer_norm)?$", n)]
         if pattern != "norms":  # of nested matches the outermost; but never a whole stack of blocks
             found = [
                 n
@@ -385,6 +389,20 @@ def describe_type(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def rearranged(tensor: Tensor, name: str, layout: str) -> Tensor:
+    """A site's tensor by the pattern that was given for it.
+
+    Raises:
+        SiteError: the pattern does not fit.
+    """
+    try:
+        return rearrange(tensor, layout)
+    except EinopsError as error:
+        raise SiteError(
+            f"site {name!r}: layout {layout!r} does not fit {tuple(tensor.shape)}: {error}"
+        ) from error
+
+
 def to_batch_time_width(
     tensor: Tensor, name: str, layout: str | None, grid: tuple[int, int] | None
 ) -> Tensor:
@@ -406,12 +424,7 @@ def to_batch_time_width(
     if tensor.ndim == 2 and grid == (1, len(tensor)):
         return tensor[None]  # one row, without the batch
     if layout is not None:
-        try:
-            tensor = rearrange(tensor, layout)
-        except EinopsError as error:
-            raise SiteError(
-                f"site {name!r}: layout {layout!r} does not fit {tuple(tensor.shape)}: {error}"
-            ) from error
+        tensor = rearranged(tensor, name, layout)
     if tensor.ndim == 2:
         if grid is not None and grid[0] * grid[1] == tensor.shape[0]:
             return tensor.reshape(*grid, tensor.shape[1])

@@ -96,7 +96,7 @@ class Table(Accumulator):
         for name, value in values.items():
             add_rows(self.tensors[name], placement, value)
 
-    def merge(self, other: Table, plan: Any = None) -> None:
+    def merge(self, other: Table, plan: Any = None) -> Any:
         """Take the other's rows in as if they had been placed here."""
         theirs = {n: t.to(self.tensors["key"].device) for n, t in other.tensors.items()}
         keys = theirs["key"][:-1]

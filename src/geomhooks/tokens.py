@@ -23,7 +23,7 @@ from geomhooks.errors import TokensError
 from geomhooks.native import load
 from geomhooks.table import EMPTY
 
-__all__ = ["CENSUS", "TokenStream", "Tokens"]
+__all__ = ["CENSUS", "TokenStream", "Tokens", "positions_of"]
 
 REMEMBERED = 16  # generations that may go on in turns
 SAMPLE = 63  # tokens that a site's shift is taken from
@@ -93,6 +93,9 @@ class Tokens:
         interval: every context covers an interval of positions for certain.
         last: (B,) the context that each row ended with, or None where the user states contexts.
         end: how many positions a cache of these rows holds afterwards.
+        ids: (B, T) int64 ids of the tokens, or None where the call has none of that shape.
+        present: (B, T) bool, the entries that no mask hides, some of which may not be counted.
+        labels: (B, T) int64 what the model is asked to say, -100 for nothing, or None.
     """
 
     real: Tensor
@@ -109,6 +112,9 @@ class Tokens:
     interval: bool = False
     last: Tensor | None = None
     end: int | Tensor = 0
+    ids: Tensor | None = None
+    present: Tensor | None = None
+    labels: Tensor | None = None
 
     @cached_property
     def arrays(self) -> TokenArrays:
@@ -237,10 +243,25 @@ class Tokens:
         part = copy.copy(self)
         part.forget_views()
         part.rows = None
-        for name in ("real", "positions", "first", "segments"):
+        for name in ("real", "positions", "first", "segments", "ids", "present", "labels"):
             value = getattr(self, name)
             setattr(part, name, None if value is None else value[rows])
         return part
+
+    def of_heads(self, heads: int) -> Tokens:
+        """The tokens of (heads B, T) rows, each row's once for every head, one head after another.
+
+        They are in the contexts that they are in here.
+        """
+        parted = copy.copy(self)
+        parted.forget_views()
+        for name in ("real", "positions", "first", "segments", "token_groups", "ids"):
+            value = getattr(self, name)
+            setattr(parted, name, None if value is None else value.repeat(heads, 1))
+        if self.segments is None:
+            own = torch.arange(len(self.real), device=self.real.device)
+            parted.rows = (own if self.rows is None else self.rows).repeat(heads)
+        return parted
 
     def to(self, device: torch.device) -> Tokens:
         """Copy to a device."""
@@ -348,7 +369,7 @@ class TokenStream:
         before = self._gone_before(call, stated)
         if call.past == UNTOLD:
             call = replace(call, past=before.end if before is not None else 0)
-        stating, start = self._positions(call, stated, batch, length, device)
+        stating, start = positions_of(call, stated, batch, length, device, self.name)
         known = columns_from(start or 0, batch, length, device)
         positions = known.positions if stating is None else stating
         real, masked = self._real(call, stated, known.ones)
@@ -374,7 +395,12 @@ class TokenStream:
             counted = excluded & within
 
         tokens = self._contexts(call, stated, before, counted, positions, start)
-        tokens.end = self._on(call.past, device) + length
+        tokens.end = on_device(call.past, device) + length
+        if call.text and call.ids is not None and tuple(call.ids.shape) == (batch, length):
+            tokens.ids = call.ids.to(device)
+        tokens.present = real
+        if call.labels is not None and tuple(call.labels.shape) == (batch, length):
+            tokens.labels = call.labels.to(device)
         tokens.interval = (
             start is not None and not masked and tokens.rows is None and tokens.segments is None
         )
@@ -430,45 +456,11 @@ class TokenStream:
     def _own_keys(self, square: Tensor, past: int | Tensor) -> Tensor:
         """A token is real if, of the keys (B, heads, T, keys), it may attend to its own."""
         length, keys = square.shape[2], square.shape[3]
-        column = torch.arange(length, device=square.device) + self._on(past, square.device)
+        column = torch.arange(length, device=square.device) + on_device(past, square.device)
         own = column.clamp(max=keys - 1)[:, None].expand(len(square), length, 1)
         found = square[:, 0].gather(2, own)[..., 0]
         # A mask that is added to the scores is 0 where attention is allowed.
         return found == 0 if found.is_floating_point() else found != 0
-
-    def _positions(
-        self, call: Call, stated: Statement, batch: int, length: int, device: torch.device
-    ) -> tuple[Tensor | None, int | None]:
-        """Positions (B, T); or, if they are consecutive columns for certain, where rows start."""
-        positions = stated.positions if stated.positions is not None else call.positions
-        if positions is not None:
-            positions = positions.to(device)
-            if positions.ndim == 1:
-                positions = (
-                    positions[None] if len(positions) != batch or batch == 1 else positions[:, None]
-                )
-            if positions.shape[0] not in (1, batch) or positions.shape[1] != length:
-                raise TokensError(
-                    f"the positions of the stream {self.name!r} have shape "
-                    f"{tuple(positions.shape)}, the hidden states ({batch}, {length}, d); "
-                    f"allowed is ({batch}, {length}) or (1, {length})"
-                )
-            return positions.to(torch.int64).expand(batch, length), None
-        if call.rule == "mask" and call.mask is not None and stated.mask is None:
-            mask = real_entries(call.mask).to(device)
-            if mask.shape[0] == batch and mask.shape[1] >= length:
-                return (mask.to(torch.int64).cumsum(1) - 1)[:, mask.shape[1] - length :], None
-        if call.rule == "ids" and call.ids is not None and tuple(call.ids.shape) == (batch, length):
-            counted = call.ids.ne(-1 if call.pad is None else call.pad).to(device, torch.int64)
-            return counted.cumsum(1) - 1 + self._on(call.past, device), None
-        if isinstance(call.past, int):
-            return None, call.past
-        column = torch.arange(length, device=device).expand(batch, length)
-        return column + self._on(call.past, device), None
-
-    @staticmethod
-    def _on(past: int | Tensor, device: torch.device) -> int | Tensor:
-        return past.to(device) if isinstance(past, Tensor) else past
 
     def _contexts(
         self,
@@ -635,6 +627,46 @@ class TokenStream:
             f"{name} of the stream {self.name!r} has shape {tuple(value.shape)}, the hidden states "
             f"({batch}, {length}, d); allowed is ({batch},) or ({batch}, {length})"
         )
+
+
+def positions_of(
+    call: Call, stated: Statement, batch: int, length: int, device: torch.device, stream: str = ""
+) -> tuple[Tensor | None, int | None]:
+    """Positions (B, T); or, if they are consecutive columns for certain, where rows start.
+
+    Raises:
+        TokensError: positions do not fit the hidden states (batch, length, d).
+    """
+    positions = stated.positions if stated.positions is not None else call.positions
+    if positions is not None:
+        positions = positions.to(device)
+        if positions.ndim == 1:
+            positions = (
+                positions[None] if len(positions) != batch or batch == 1 else positions[:, None]
+            )
+        if positions.shape[0] not in (1, batch) or positions.shape[1] != length:
+            raise TokensError(
+                f"the positions of the stream {stream!r} have shape "
+                f"{tuple(positions.shape)}, the hidden states ({batch}, {length}, d); "
+                f"allowed is ({batch}, {length}) or (1, {length})"
+            )
+        return positions.to(torch.int64).expand(batch, length), None
+    if call.rule == "mask" and call.mask is not None and stated.mask is None:
+        mask = real_entries(call.mask).to(device)
+        if mask.shape[0] == batch and mask.shape[1] >= length:
+            return (mask.to(torch.int64).cumsum(1) - 1)[:, mask.shape[1] - length :], None
+    if call.rule == "ids" and call.ids is not None and tuple(call.ids.shape) == (batch, length):
+        counted = call.ids.ne(-1 if call.pad is None else call.pad).to(device, torch.int64)
+        return counted.cumsum(1) - 1 + on_device(call.past, device), None
+    if isinstance(call.past, int):
+        return None, call.past
+    column = torch.arange(length, device=device).expand(batch, length)
+    return column + on_device(call.past, device), None
+
+
+def on_device(past: int | Tensor, device: torch.device) -> int | Tensor:
+    """How many positions are in the cache, where the tokens are."""
+    return past.to(device) if isinstance(past, Tensor) else past
 
 
 def _is_of(running: Running, cache: Any) -> bool:

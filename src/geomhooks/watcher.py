@@ -17,11 +17,14 @@ from geomhooks.distributed import reduce_state
 from geomhooks.errors import HookError, WatchError
 from geomhooks.hooks import (
     CODE,
+    BeginBlock,
     CloseStream,
     Hook,
     OpenStream,
+    ReadEmbeddings,
     ReadInput,
     ReadOutput,
+    ReadSublayer,
     TokensFunction,
     put_on,
 )
@@ -79,6 +82,11 @@ class Watch(Routing):
             for opener in plan.openers
         ]
         for site in plan.sites:
+            if site.looks:
+                hooks.append((site.place.module, BeginBlock(self, site)))
+            hooks += [(look.module, ReadSublayer(self, site, look)) for look in site.looks]
+            if site.embedding_norm is not None:
+                hooks.append((site.embedding_norm, ReadEmbeddings(self, site)))
             kind = ReadInput if site.place.is_input else ReadOutput
             hooks.append((site.place.module, kind(self, site)))
         # Last, so that a site which is itself such a module is read before its forward is closed.
@@ -97,6 +105,7 @@ class Watch(Routing):
             notice_hooks(CODE)
         self._hooks.clear()
         self._frames.clear()
+        self._lone = None
 
     def __enter__(self) -> Self:
         return self.attach()
@@ -354,7 +363,8 @@ def watch(
         exclude_token_ids: ids whose tokens are left out, such as BOS.
         skip_positions: leave out positions below this.
         layout: an einops pattern that brings the sites' tensors to (batch, time, d), or a
-            dictionary from globs over site names to patterns.
+            dictionary from globs over site names to patterns; at norms of each head, which mostly
+            find theirs, to (batch, time, heads, k).
         tokens: a function of (module, arguments by name), called for every call that opens a token
             stream, that returns a dictionary with any of ``mask``, ``positions``, ``contexts``,
             ``groups``, or None.

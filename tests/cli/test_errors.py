@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from geomhooks.anatomy.finding import KNOWN
 from tests.cli.conftest import Outcome, finish, passage, start
 
 OOM = """
@@ -60,6 +61,14 @@ def test_wrong_options(cli, bert: Path, text: Path, arguments: list[str], parts:
     fails(result, 2, *parts)
     assert "found '--" not in result.err
     assert [path.name for path in Path().iterdir()] == ["text.txt"]
+
+
+def test_a_family_whose_parts_are_not_known(
+    cli, bert: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delitem(KNOWN, "bert")
+    result = cli("measure", bert, "--text", text, "--statistics", "updates")
+    fails(result, 2, "BertModel is of the family 'bert'; known are")
 
 
 def test_missing_arguments(cli, bert: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,17 @@ def test_options(cli, bert: Path, text: Path):
     assert "resid" not in result.out
 
 
+def test_updates(cli, gpt2: Path, text: Path):
+    """What attention and the feed-forward layers add, each in a column of the table."""
+    result = cli("measure", gpt2, "--text", text, "--statistics", "updates", "--max-length", 16)
+    assert result.code == 0, result.err
+    found = gh.load("geometry.safetensors")["h.1"].updates
+    assert int(found.mlp.norm.count) == int(found.attention.norm.count) > 100
+    for name in ("attention", "mlp"):
+        assert name in result.out
+        assert f"{math.degrees(float(found[name].step_angle.mean)):.1f}°" in result.out
+
+
 def test_covariance(cli, bert: Path, text: Path):
     """All that follows from it is in the file, and the table shows how many directions count."""
     result = cli("measure", bert, "--text", text, "--statistics", "covariance", "--max-length", 16)
@@ -86,6 +98,21 @@ def test_covariance(cli, bert: Path, text: Path):
     torch.testing.assert_close(found.eigenvalues[:15], values[:15])
     assert f"{float(found.effective_rank):.4g}" in result.out
     assert f"{float(found.leading_share):.3f}" in result.out
+
+
+def test_paths_of_words(cli, bert: Path, text: Path):
+    """The next word's pull is in the table, and a few contexts are kept, not thousands."""
+    statistics = ("--statistics", "next_word,trajectories", "--max-length", 16)
+    result = cli("measure", bert, "--text", text, *statistics)
+    assert result.code == 0, result.err
+    geometry = gh.load("geometry.safetensors")
+    found = geometry[geometry.sites[-1]]
+    assert f"{float(found.next_word.pull.mean):.2f}" in result.out
+    assert f"{float(found.next_word.own_cosine.mean):.3f}" in result.out
+    counted = found.next_word.pull.count + found.next_word.without_next
+    assert int(counted) == geometry.tokens[""]["real"]
+    assert geometry.stack("trajectories.states").shape[1:] == (8, 16, 16)
+    assert (found.trajectories.token_ids >= 0).equal(found.trajectories.filled)
 
 
 def test_several_texts_and_json_lines(cli, bert: Path, tmp_path: Path):

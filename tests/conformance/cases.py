@@ -10,28 +10,49 @@ import numpy as np
 import torch
 
 import geomhooks as gh
-from geomhooks.anatomy import Attention, Block, BlockParts, Family, Heads, Output, register
+from geomhooks.anatomy import (
+    MLP,
+    Attention,
+    Block,
+    BlockParts,
+    Embeddings,
+    Family,
+    Heads,
+    Linear,
+    Output,
+    register,
+)
+from geomhooks.frames import unwrap_transforms
+from geomhooks.norms import NormModule
 from tests.conformance.harness import (
     GROUPS,
     POSITIONS,
+    VOCABULARY,
     WIDTH,
     Case,
+    Seen,
     label_of,
     label_of_tokens,
     plant,
     render,
+    word_of,
 )
 from tests.models import Stack
 from tests.reference import (
+    Lens,
     Numbers,
     Observations,
     attention,
+    components,
     covariance,
     exact,
     group_means,
+    next_word,
     plain,
     pos_ctx,
     sphere,
+    trajectories,
+    updates,
 )
 
 
@@ -112,18 +133,49 @@ def head_weights(index: int) -> dict[str, np.ndarray]:
     return made | {f"{n}_bias": rng.standard_normal((len(w), HEAD_WIDTH)) for n, w in made.items()}
 
 
+SUBLAYERS = ("attention", "mlp")
+
+
 def describe(block: Block) -> BlockParts:
-    """An attention that the blocks have not, with heads that share keys and see the past only."""
+    """Blocks of two sublayers that are said to be attention and a feed-forward layer.
+
+    The attention has queries and keys that the blocks have not, with heads that share keys and see
+    the past only; its projection is what turns the states, which it does to each entry alone.
+    """
     weights = {name: torch.from_numpy(w) for name, w in head_weights(block.index).items()}
     query, key = (Heads(weights[n], weights[f"{n}_bias"]) for n in ("query", "key"))
+    value = Heads(torch.zeros(HEADS, WIDTH, WIDTH // HEADS), None)
+    turn, push = block.find("turn"), block.find("push")
+    scale = unwrap_transforms(turn.scale, block.name).detach()
+    output = Output(torch.diag(scale).flip(0).view(HEADS, -1, WIDTH), None, turn)
     attention = Attention(
         block.name, block.name, block.module, block.site, HEADS, KEY_HEADS, SCALE, True, None,
-        None, query, key, key, Output(torch.zeros(HEADS, HEAD_WIDTH, WIDTH), None),
+        None, query, key, value, output,
     )  # fmt: skip
-    return block.parts(attention)
+    down = Linear(torch.zeros(1, WIDTH), None, push)
+    up = Linear(torch.zeros(WIDTH, 1), None)
+    return block.parts(attention, MLP(block.name, push, None, up, None, torch.relu, down))
 
 
-register(Family("Stack", describe))
+@cache
+def lens() -> Lens:
+    """A final norm and rows of words, which the model is said to have."""
+    rng = np.random.default_rng(9)
+    gain, shift = 1 + 0.3 * rng.standard_normal(WIDTH), rng.standard_normal(WIDTH)
+    return Lens(rng.standard_normal((VOCABULARY, WIDTH)), gain, shift, 1e-3)
+
+
+def final_norm(*_: Any) -> NormModule:
+    norm = torch.nn.LayerNorm(WIDTH, lens().eps, dtype=torch.float64)
+    norm.weight.data, norm.bias.data = map(torch.from_numpy, (lens().gain, lens().shift))
+    return NormModule(norm, norm.eps, True, 0.0)
+
+
+def embeddings(*_: Any) -> Embeddings:
+    return Embeddings(torch.from_numpy(lens().rows))
+
+
+register(Family("Stack", describe, embeddings, final_norm))
 
 
 @cache
@@ -174,6 +226,36 @@ def attention_of_blocks(dense: Dense) -> dict[str, Numbers]:
         numbers[after] = attention(
             dense[before], known.mean.numpy(), known.pos.numpy(), head_weights(index), SCALE
         )
+    return numbers
+
+
+def updates_of_blocks(dense: Dense) -> dict[str, Numbers]:
+    """Of the blocks, whose heads each turn some entries."""
+    assert isinstance(dense, Seen)
+    numbers = {}
+    for site, added in dense.added.items():
+        turned = added[:, 0, 1]
+        heads = []
+        for head in np.arange(WIDTH).reshape(HEADS, -1):
+            own = np.isin(np.arange(WIDTH), WIDTH - 1 - head)
+            heads.append(np.where(own, turned, 0.0))
+        numbers[site] = updates(added, dense[site].positions, SUBLAYERS, {"attention": heads})
+    return numbers
+
+
+def components_of_blocks(dense: Dense) -> dict[str, Numbers]:
+    """Of all sites: the blocks have no biases, and nothing but their sublayers."""
+    numbers, terms = {}, {}
+    for site, seen in dense.items():
+        if seen.added is None or not seen.added.shape[1]:
+            nothing = np.zeros_like(seen.states)
+            terms = {"input": seen.states, "attention": nothing, "feed_forward": nothing}
+            terms["correction"] = nothing
+        else:
+            turned, pushed = seen.added[:, 0, 1], seen.added[:, 1, 1]
+            terms = terms | {"attention": terms["attention"] + turned}
+            terms = terms | {"feed_forward": terms["feed_forward"] + pushed}
+        numbers[site] = components(terms, seen)
     return numbers
 
 
@@ -231,10 +313,40 @@ CASES = {
             lambda geometry, site: geometry[site].attention,
         ),
         Case(
+            "updates",
+            lambda: gh.Updates(heads=True),
+            updates_of_blocks,
+            lambda geometry, site: geometry[site].updates,
+        ),
+        Case(
+            "components",
+            lambda: gh.Components(contexts=64),
+            components_of_blocks,
+            lambda geometry, site: geometry[site].components,
+        ),
+        Case(
             "sphere",
             gh.Sphere,
             lambda dense: dict(zip(dense, sphere(list(dense.values())), strict=True)),
             lambda geometry, site: geometry[site].sphere,
+        ),
+        Case(
+            "next_word",
+            gh.NextWord,
+            lambda dense: {
+                site: next_word(seen, word_of(seen.contexts, seen.positions), lens())
+                for site, seen in dense.items()
+            },
+            lambda geometry, site: geometry[site].next_word,
+        ),
+        Case(
+            "trajectories",
+            lambda: gh.Trajectories(contexts=64, tokens=5),
+            lambda dense: {
+                site: trajectories(seen, word_of(seen.contexts, seen.positions), lens(), 5)
+                for site, seen in dense.items()
+            },
+            lambda geometry, site: geometry[site].trajectories,
         ),
         Case(
             "largest_entry",

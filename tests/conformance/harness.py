@@ -53,6 +53,15 @@ def label_of_tokens(contexts: Any, positions: Any) -> Any:
     return (row % 64 + positions + 1) % (GROUPS + 1) - 1
 
 
+VOCABULARY = 11
+
+
+def word_of(contexts: Any, positions: Any) -> Any:
+    """The id of tokens; contexts (B,) or (B, T)."""
+    row = contexts if contexts.ndim == positions.ndim else contexts[:, None]
+    return (row % 64 * 7 + positions * (row % 5 + 1)) % VOCABULARY
+
+
 @dataclass(frozen=True)
 class Context:
     """One context: the embedding and the position of each of its tokens."""
@@ -135,6 +144,11 @@ class Batch:
     start: int = 0
     """columns of the same rows that went before, to be found in the cache"""
 
+    @property
+    def ids(self) -> Tensor:
+        """(B, T) of the tokens; those that are masked have some, too."""
+        return word_of(self.contexts, self.positions)
+
     def columns(self, start: int, end: int) -> Batch:
         """A piece of all rows; the mask of a piece goes back to the beginning."""
         contexts = self.contexts if self.contexts.ndim == 1 else self.contexts[:, start:end]
@@ -146,7 +160,7 @@ class Batch:
 
     def arguments(self) -> dict[str, Tensor]:
         """What a model has to be told: a mask where one is needed, positions unless columns."""
-        told = {"inputs_embeds": self.embeddings}
+        told = {"inputs_embeds": self.embeddings, "input_ids": self.ids}
         if not self.mask.all():
             told["attention_mask"] = self.mask
         columns = torch.arange(self.start, self.start + self.embeddings.shape[1])
@@ -254,12 +268,27 @@ class Subject:
             compare(self.case.find(geometry, key), numbers, key)
 
 
-def dense(model: Stack, contexts: Sequence[Context], dtype: torch.dtype) -> dict[str, Observations]:
-    """All hidden states at each site: each context run alone, and read by hooks of our own."""
+class Seen(dict[str, Observations]):
+    """The observations of each site.
+
+    Attributes:
+        added: of each block, and of each of its sublayers, the state that it adds to and what it
+            adds, (N, S, 2, d).
+    """
+
+    added: dict[str, np.ndarray]
+
+
+def dense(model: Stack, contexts: Sequence[Context], dtype: torch.dtype) -> Seen:
+    """All hidden states at each site: each context run alone, and read by hooks of our own.
+
+    Of a block also what its sublayers are given and what they give.
+    """
     sites: dict[str, list[np.ndarray]] = {}
 
-    def keep(name: str, states: Tensor) -> None:
-        sites.setdefault(name, []).append(states.detach().double().numpy()[0])
+    def keep(name: str, *states: Tensor) -> None:
+        found = [one.detach().double().numpy()[0] for one in states]
+        sites.setdefault(name, []).append(np.stack(found, 1) if len(found) > 1 else found[0])
 
     handles = [
         model.blocks[0].register_forward_pre_hook(lambda _, inputs: keep("blocks.0@in", inputs[0]))
@@ -268,15 +297,27 @@ def dense(model: Stack, contexts: Sequence[Context], dtype: torch.dtype) -> dict
         handles.append(
             block.register_forward_hook(lambda _, __, out, name=f"blocks.{index}": keep(name, out))
         )
+        handles += [
+            block.get_submodule(part).register_forward_hook(
+                lambda _, inputs, out, name=f"blocks.{index}.{part}": keep(name, *inputs, out)
+            )
+            for part in ("turn", "push")
+        ]
     for context in contexts:
         model(inputs_embeds=torch.from_numpy(context.embeddings).to(dtype)[None])
     for handle in handles:
         handle.remove()
     positions = np.concatenate([context.positions for context in contexts])
     ids = np.concatenate([np.full(len(context.positions), context.id) for context in contexts])
-    return {
-        name: Observations(np.concatenate(parts), positions, ids) for name, parts in sites.items()
+    whole = {name: np.concatenate(parts) for name, parts in sites.items()}
+    outer = {name: states for name, states in whole.items() if states.ndim == 2}
+    found = Seen({name: Observations(s, positions, ids) for name, s in outer.items()})
+    found.added = {
+        name: np.stack([whole[f"{name}.turn"], whole[f"{name}.push"]], 1)
+        for name in outer
+        if not name.endswith("@in")
     }
+    return found
 
 
 def flatten(results: Any, prefix: str = "") -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tests.conformance.harness import (
     Batch,
     Case,
     Context,
+    Seen,
     Subject,
     compare,
     dense,
@@ -65,7 +66,11 @@ class Checkpointed(Stack):
         return hidden
 
     def forward(
-        self, inputs_embeds: Tensor, attention_mask: Any = None, position_ids: Any = None
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        input_ids: Any = None,
     ) -> Tensor:
         if self.whole:
             return self.again(self.all_blocks, inputs_embeds)
@@ -103,6 +108,7 @@ def feed(watch: Any, run: Any, batch: Batch) -> Tensor:
             inputs_embeds=batch.embeddings,
             attention_mask=batch.mask,
             position_ids=batch.positions,
+            input_ids=batch.ids,
         )
     return out
 
@@ -303,17 +309,18 @@ def test_a_model_that_changes_its_type_between_runs(case: Case) -> None:
     """As one does that is moved to half precision; the state stays as precise as it was."""
     subject = Subject(case, torch.float32, plant(seed=1))
     parts = [subject.contexts[:4], subject.contexts[4:]]
-    seen: list[dict[str, Observations]] = []
+    seen: list[Seen] = []
     with torch.no_grad(), subject.watch() as watch:
         for part, dtype in zip(parts, (torch.float32, torch.float64), strict=True):
             subject.model.to(dtype)
             half = Subject(case, dtype, part)
             feed(watch, subject.model, half.render(*part))
             seen.append(dense(Stack(WIDTH).to(dtype), part, dtype))
-    together = {
-        site: Observations(*(np.concatenate(p) for p in zip(*(s[site] for s in seen), strict=True)))
+    together = Seen(
+        (site, Observations(*map(np.concatenate, zip(*(s[site] for s in seen), strict=True))))
         for site in seen[0]
-    }
+    )
+    together.added = {n: np.concatenate([s.added[n] for s in seen]) for n in seen[0].added}
     for key, numbers in case.reference(together).items():
         compare(case.find(watch.geometry(), key), numbers, key)
 

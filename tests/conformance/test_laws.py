@@ -171,7 +171,7 @@ def packed_into_one_row_of_tokens(subject: Subject, folder: Path) -> Any:
             groups=batch.groups[0, real],
         ),
     ):
-        subject.model(inputs_embeds=batch.embeddings[0, real])
+        subject.model(inputs_embeds=batch.embeddings[0, real], input_ids=batch.ids[0, real])
     return watch.geometry()
 
 

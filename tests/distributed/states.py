@@ -378,7 +378,11 @@ class Stage(torch.nn.Module):
         self.before = before  # in lists, so that they are no modules of this stage
 
     def forward(
-        self, inputs_embeds: Any, attention_mask: Any = None, position_ids: Any = None
+        self,
+        inputs_embeds: Any,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        input_ids: Any = None,
     ) -> Any:
         for block, stack in zip(self.blocks.values(), self.before, strict=True):
             hidden = inputs_embeds

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geomhooks.functional import logit_shares, logit_sums, query_key_logits
+from geomhooks.functional import key_only_share, logit_shares, logit_sums, query_key_logits
 
 B, T, H, G, K, P = 3, 9, 4, 2, 5, 3
 
@@ -97,3 +97,18 @@ def test_in_float32() -> None:
     torch.testing.assert_close(narrow.shares, wide.shares, rtol=1e-5, atol=1e-5)
     half = logit_shares(logit_sums(QUERY.bfloat16(), KEY.bfloat16(), ALLOWED).over(0))
     torch.testing.assert_close(half.shares, wide.shares, rtol=0.1, atol=0.02)
+
+
+def test_key_only_share_asks_the_last_part_of_the_query_of_the_others_of_the_key() -> None:
+    """Var of what the last part of the query makes of all but the last part of the key."""
+    query, key = QUERY.double(), KEY.double()
+    sums = logit_sums(query, key, ALLOWED).over(0)
+    found = key_only_share(logit_shares(sums))
+    only, rest = query.clone(), key.clone()
+    only[:-1], rest[-1] = 0, 0
+    alone, whole = (
+        logit_shares(logit_sums(*sides, ALLOWED).over(0)).variance
+        for sides in ((only, rest), (query, key))
+    )
+    torch.testing.assert_close(found, alone / whole)
+    assert (found > 0).all()

@@ -88,6 +88,42 @@ def test_streamed_shares(name: str, within: bool) -> None:
         np.testing.assert_allclose(1 - found.alone.sum((1, 2)), found.cross)
 
 
+def test_key_only_share_of_weights_alone() -> None:
+    """(beta W_Q + b_Q) (x-hat Gamma W_K)^T over the keys, by GPT-2's own weights in float64."""
+    model = make("gpt2").double()
+    batches = [batch(seed) for seed in range(3)]
+    with torch.no_grad():
+        states = [model(**inputs, output_hidden_states=True).hidden_states for inputs in batches]
+    found = measure(model, batches, gh.Attention(measure(model, batches)))
+    for layer, attention in enumerate(find_anatomy(model).attention):
+        block = model.get_submodule(attention.block)
+        norm, split = block.ln_1, block.attn.c_attn
+        (query, key, _), (of_query, of_key, _) = split.weight.split(24, 1), split.bias.split(24)
+        within: list[list[Tensor]] = []  # of each query: the key-only term, and the logits
+        for inputs, hidden in zip(batches, states, strict=True):
+            for row, mask in zip(hidden[layer], inputs["attention_mask"], strict=True):
+                row = row[mask.bool()]
+                plain = nn.functional.layer_norm(row, (24,), norm.weight, None, norm.eps)
+                normed = plain + norm.bias
+                asked = (norm.bias @ query + of_query).view(4, 6)
+                keys = (plain @ key).view(-1, 4, 6)
+                alone = torch.einsum("hk,thk->ht", asked, keys) / 6**0.5
+                both = (
+                    (normed @ w + b).view(-1, 4, 6) for w, b in ((query, of_query), (key, of_key))
+                )
+                logits = torch.einsum("shk,thk->hst", *both) / 6**0.5
+                for t in range(len(row)):
+                    some = alone[:, : t + 1], logits[:, t, : t + 1]
+                    within.append([one - one.mean(1, keepdim=True) for one in some])
+        alone, logits = (
+            torch.cat(parts, 1).square().mean(1) for parts in zip(*within, strict=True)
+        )
+        share = found[attention.block].attention.key_only
+        torch.testing.assert_close(share, (alone / logits).detach(), rtol=1e-8, atol=0)
+        assert share.shape == (4,)
+        assert (share > 0.01).all()
+
+
 @pytest.mark.parametrize("name", ["bloom", "mistral, window", "gemma3"])
 def test_padding_on_the_left(name: str) -> None:
     """Windows and biases are of the distance between tokens, wherever in the row these stand."""

@@ -101,8 +101,29 @@ def test_similarity_of_labelled_contexts() -> None:
     torch.testing.assert_close(found.similarity.inter, expected.inter)
     assert float(found.similarity.intra) > 0.8
     assert float(found.similarity.inter) < 0  # ctx sums to zero over contexts
-    assert "similarity" not in labelled(None, states)
-    assert "similarity" not in labelled(torch.ones(30, dtype=torch.int64), states)
+    for labels in (None, torch.ones(30, dtype=torch.int64), torch.arange(30) // 15 - 1):
+        without = labelled(labels, states)
+        assert "similarity" not in without
+        with pytest.raises(
+            gh.errors.UnidentifiedError,
+            match=r"similarity: it needs contexts with two different labels .*groups=labels\)",
+        ):
+            without.similarity  # noqa: B018
+
+
+def test_what_was_not_asked_for_says_what_to_do() -> None:
+    """It is none of the names, so that one can go through all of these."""
+    found = measure(randn(5, 6, 4), positions=8)
+    for name in ("covariance", "resid_covariance", "relative_norm"):
+        assert name not in found
+        with pytest.raises(
+            gh.errors.UnidentifiedError, match=f"{name}: .*PosCtx\\(second_moment=True"
+        ):
+            found[name]
+    names = [name for name in found if name != "clusters"]
+    assert "similarity" not in names
+    assert len(names) == len(found) - 1
+    assert all(found[name] is not None for name in names)
 
 
 @pytest.mark.parametrize(("C", "T", "d"), [(1, 1, 3), (1, 5, 3), (5, 1, 3), (2, 2, 2), (6, 3, 1)])

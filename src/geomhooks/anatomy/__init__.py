@@ -9,11 +9,13 @@
 ('h.1.attn', 'h.0', 2, torch.Size([2, 8, 4]))
 """
 
+from geomhooks.anatomy.additions import Addition, Written, add_up, additions_of
 from geomhooks.anatomy.describing import Around, Block, linear
 from geomhooks.anatomy.families import Anatomy, Family, Stack
 from geomhooks.anatomy.finding import families, find_anatomy, register
 from geomhooks.anatomy.known.torch_layers import torch_family
 from geomhooks.anatomy.logits import SplitLogits, attention_parts
+from geomhooks.anatomy.origins import Origins
 from geomhooks.anatomy.parts import (
     MLP,
     Attention,
@@ -43,6 +45,7 @@ from geomhooks.anatomy.rebuilding import (
     mlp_output,
     normed,
 )
+from geomhooks.anatomy.terms import Terms
 from geomhooks.anatomy.virtual_matrices import (
     HeadSpectra,
     constants_of_norm,
@@ -65,6 +68,7 @@ from geomhooks.anatomy.words import (
 
 __all__ = [
     "MLP",
+    "Addition",
     "Anatomy",
     "Around",
     "Attention",
@@ -77,14 +81,19 @@ __all__ = [
     "HeadWords",
     "Heads",
     "Linear",
+    "Origins",
     "Output",
     "RankedWords",
     "SingularWords",
     "SplitLogits",
     "Stack",
     "Sublayer",
+    "Terms",
     "WordRows",
     "Words",
+    "Written",
+    "add_up",
+    "additions_of",
     "attention_logits",
     "attention_mask",
     "attention_output",

@@ -53,7 +53,7 @@ def linear(module: nn.Module, name: str = "") -> Linear:
     weight = unwrap_transforms(weight, name).detach()
     if bias is not None:
         bias = unwrap_transforms(bias, name).detach()
-    return Linear(weight if kind == "Conv1D" else weight.T, bias)
+    return Linear(weight if kind == "Conv1D" else weight.T, bias, module)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,8 @@ class Block:
             query: projection whose outputs are the heads side by side, each k wide.
             key: the same for keys.
             value: the same for values.
-            output: projection whose inputs are the heads side by side.
+            output: projection whose inputs are the heads side by side; of :meth:`linear`, so that
+                what it adds to the hidden states is seen while the model runs.
             heads: H.
             key_heads: G, where it is not H.
             scale: what products of query and key are multiplied by, 1 / sqrt(k) by default.
@@ -233,7 +234,7 @@ class Block:
             apart(query, heads),
             apart(key, key_heads),
             apart(value, key_heads),
-            Output(weight, output.bias),
+            Output(weight, output.bias, output.module),
             **further,
         )
 
@@ -252,7 +253,7 @@ class Block:
         Args:
             path: from the block to its module; "" where it has none of its own.
             up: the projection to its inner width.
-            down: the projection back.
+            down: the projection back; of :meth:`linear`, as above.
             activation: of the inner entries, or of those of the gate.
             gate: the projection that the activation acts on where there is one.
             norm: path from the block to the norm before it, or None where there is none.

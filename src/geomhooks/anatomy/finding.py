@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from geomhooks.anatomy.describing import Around, Block, linear
 from geomhooks.anatomy.families import Anatomy, Family, Stack
 from geomhooks.anatomy.known import FAMILIES
-from geomhooks.anatomy.parts import Attention, BlockParts, Linear
-from geomhooks.anatomy.query_key import query_key_of
+from geomhooks.anatomy.parts import BlockParts, Linear
+from geomhooks.anatomy.rebuilding import capped
 from geomhooks.errors import AnatomyError
-from geomhooks.frames import unwrap_transforms
-from geomhooks.functional.query_key import QueryKey
 from geomhooks.norms import NormModule
 from geomhooks.sites import find_stacks, unwrap
 
-__all__ = ["LiveAttention", "families", "find_anatomy", "find_blocks", "register"]
+__all__ = ["described", "families", "find_anatomy", "find_blocks", "register"]
 
 # By name; what a user registers is added.
 KNOWN: dict[str, Family] = {family.name: family for family in FAMILIES}
@@ -72,9 +70,11 @@ def find_anatomy(model: nn.Module, family: Family | str | None = None) -> Anatom
             None if family.embeddings is None else family.embeddings(around),
             find_final_norm(family, around),
         )
-    unembedding, tied = find_unembedding(model, family)
+    projection, unembedding, tied = find_unembedding(model, family)
     cap = getattr(getattr(model, "config", None), "final_logit_softcapping", None)
-    return Anatomy(family, stacks, unembedding, tied, None if unembedding is None else cap)
+    cap = None if unembedding is None else cap
+    head = find_head(model, family, projection, unembedding, cap)
+    return Anatomy(family, stacks, unembedding, tied, cap, head)
 
 
 def find_final_norm(family: Family, around: Around) -> NormModule | None:
@@ -85,8 +85,8 @@ def find_final_norm(family: Family, around: Around) -> NormModule | None:
     return None if told is None or around.has(told) is None else around.norm(told)
 
 
-def find_unembedding(model: nn.Module, family: Family) -> tuple[Linear | None, bool]:
-    """The projection to logits, and whether it is that of the tokens."""
+def find_unembedding(model: nn.Module, family: Family) -> tuple[Linear | None, Linear | None, bool]:
+    """The last projection, that to logits if it is all, and whether it is that of the tokens."""
 
     def named(what: str) -> nn.Module | None:
         try:
@@ -97,11 +97,27 @@ def find_unembedding(model: nn.Module, family: Family) -> tuple[Linear | None, b
 
     head, tokens = named("get_output_embeddings"), named("get_input_embeddings")
     if head is None:
-        return None, False
+        return None, None, False
     found, weight = linear(head, "the head"), getattr(tokens, "weight", None)
     tied = isinstance(weight, Tensor) and weight.data_ptr() == found.weight.data_ptr()
     whole = found if family.head is None else family.head(model, found)
-    return whole, tied and whole is not None
+    return found, whole, tied and whole is not None
+
+
+def find_head(
+    model: nn.Module,
+    family: Family,
+    projection: Linear | None,
+    unembedding: Linear | None,
+    cap: float | None,
+) -> Callable[[Tensor], Tensor] | None:
+    """What makes logits of the last hidden states, or None where there is nothing known."""
+    if unembedding is not None:
+        return lambda states: capped(unembedding(states), cap)
+    if projection is None or family.transform is None:
+        return None
+    transform = family.transform(model)
+    return lambda states: projection(transform(states))
 
 
 def described(family: Family, block: Block) -> BlockParts:
@@ -165,33 +181,3 @@ def known_family(model: nn.Module, config: Any, name: str | None) -> Family:
         "help(geomhooks.anatomy.Family) shows, and give it to geomhooks.anatomy.register, or to "
         "find_anatomy as family="
     )
-
-
-class LiveAttention:
-    """The attention of a block as it is now, also after its parameters were moved or replaced.
-
-    Args:
-        family: describes it.
-        block: whose attention it is.
-    """
-
-    def __init__(self, family: Family, block: Block) -> None:
-        self._family, self._block = family, block
-        self._seen = self._places()
-        self.latest = described(family, block).attention
-
-    def now(self) -> Attention:
-        """What it is; described anew where the parameters are elsewhere than when it last was."""
-        places = self._places()
-        if places != self._seen:
-            self.latest, self._seen = described(self._family, self._block).attention, places
-        return self.latest
-
-    def query_key(self, positions: Tensor) -> QueryKey:
-        """What makes its logits now, of tokens at positions (T,) or (..., T)."""
-        return query_key_of(self.now(), positions)
-
-    def _places(self) -> list[tuple[int, torch.device]]:
-        own = self._block.module.parameters()
-        found = [unwrap_transforms(parameter, self._block.name) for parameter in own]
-        return [(parameter.data_ptr(), parameter.device) for parameter in found]

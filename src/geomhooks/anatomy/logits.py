@@ -17,14 +17,15 @@ from geomhooks.anatomy.finding import find_anatomy
 from geomhooks.anatomy.parts import Attention
 from geomhooks.anatomy.query_key import query_key_parts
 from geomhooks.anatomy.rebuilding import attention_mask
-from geomhooks.calls import FEATURES, read_plain_call
+from geomhooks.calls import FEATURES, Call, Statement, read_call, read_plain_call
 from geomhooks.errors import HookError, SiteError, TokensError
 from geomhooks.functional.query_key import query_key_logits, split_states
 from geomhooks.functional.shapes import as_float
 from geomhooks.hooks import by_name
-from geomhooks.openers import parameters_of
-from geomhooks.sites import find_tensor, unwrap
+from geomhooks.openers import config_of, parameters_of
+from geomhooks.sites import find_tensor, named_modules, unwrap
 from geomhooks.snapshot import Geometry
+from geomhooks.tokens import positions_of
 
 __all__ = ["SplitLogits", "attention_parts"]
 
@@ -57,8 +58,10 @@ def attention_parts(
     mean and pos are the geometry's; ctx of each row is the mean of what they leave of its tokens,
     and resid is the rest. :func:`geomhooks.anatomy.find_anatomy` says for which models. Of an
     encoder-decoder it is the self-attention of either stack; the decoder's tokens are those of
-    ``decoder_input_ids``. Pixels and sounds have the positions of columns, and so have the tokens
-    of torch's own layers, which get their masks by the call of the layer.
+    ``decoder_input_ids``. Where no ``position_ids`` are given, tokens have the positions that the
+    family gives them, as a watch has it: those of columns, or, as in OPT and RoBERTa, counted
+    without the padding. Pixels and sounds have the positions of columns, and so have the tokens of
+    torch's own layers, which get their masks by the call of the layer.
 
     Args:
         model: that the geometry was measured on.
@@ -93,7 +96,8 @@ def attention_parts(
     anatomy = find_anatomy(model)
     attention = anatomy.at(layer)
     by_call = attention.check is not None
-    stated = None if by_call else read_rows(inputs, prefix_of(anatomy, attention))
+    config = config_of(attention.block, named_modules(unwrap(model)))
+    stated = None if by_call else read_rows(inputs, prefix_of(anatomy, attention), config)
     found: list[SplitLogits] = []
 
     def split(hidden: Tensor, arguments: Mapping[str, Any]) -> None:
@@ -123,12 +127,13 @@ def prefix_of(anatomy: Anatomy, attention: Attention) -> str:
     return "decoder_" if decodes and len(anatomy.stacks) > 1 else ""
 
 
-def read_rows(inputs: Mapping[str, Any], prefix: str = "") -> Rows | None:
+def read_rows(inputs: Mapping[str, Any], prefix: str = "", config: Any = None) -> Rows | None:
     """Positions and real tokens of what a model is called with; None where it reads no tokens.
 
     Args:
         inputs: by name.
         prefix: "decoder_" for the tokens of the decoder of an encoder-decoder.
+        config: of the model, which says how it numbers them.
 
     Raises:
         TokensError: they cannot be told, or a row is not one context.
@@ -155,11 +160,12 @@ def read_rows(inputs: Mapping[str, Any], prefix: str = "") -> Rows | None:
             raise TokensError(f"{mask_name}: {shape} is needed, found {tuple(mask.shape)}")
         real = mask.bool()
     if positions is None:
-        if bool((real.long().diff(dim=1) > 0).any()):
-            raise TokensError(
-                "real tokens after padding have positions that models tell differently; give "
-                f"{positions_name}, or pad on the right"
-            )
+        own = {"input_ids": inputs.get(ids), "inputs_embeds": inputs.get(embeds)}
+        call = read_call(own | {"attention_mask": mask}, config) or Call()
+        positions, _ = positions_of(call, Statement(), shape[0], shape[1], tokens.device)
+        if positions is not None and call.rule == "ids" and call.ids is not None:
+            real = real & (call.ids != call.pad)  # which have no position of their own
+    if positions is None:
         positions = torch.arange(shape[1], device=tokens.device)
     positions = positions.expand(shape)
     both = real[:, 1:] & real[:, :-1]

@@ -34,6 +34,8 @@ class Linear(NamedTuple):
     """(inputs, outputs)"""
     bias: Tensor | None
     """(outputs,)"""
+    module: nn.Module | None = None
+    """the module that is called with x and returns y, where there is one"""
 
     def split(self, *sizes: int) -> list[Linear]:
         """Of a fused projection, such as query, key and value side by side, each.
@@ -88,6 +90,8 @@ class Output(NamedTuple):
     """(H, k, d)"""
     bias: Tensor | None
     """(d,)"""
+    module: nn.Module | None = None
+    """the module that is called with the x_h side by side, where there is one"""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ class Attention:
         cross: keys and values are made of another stack's output.
         check: raises where a call of the block, by its arguments' names, shows queries other keys
             than ``causal`` says; None where the block itself decides which.
+        adds: the module whose output it adds, where it is not that of ``output``, as in
+            torch.nn.MultiheadAttention, which does not call its last projection.
     """
 
     name: str
@@ -143,6 +149,7 @@ class Attention:
     softcap: float | None = None
     cross: bool = False
     check: Callable[[Mapping[str, Any]], None] | None = None
+    adds: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,18 @@ class Sublayer:
             return "mlp"
         return "cross_attention" if self.part.cross else "attention"
 
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose output is added, times ``scale``, to the state; None where none is.
+
+        In training what is added may have gone through dropout after it.
+        """
+        if self.after is not None:
+            return self.after.module
+        if isinstance(self.part, MLP):
+            return self.part.down.module
+        return self.part.output.module if self.part.adds is None else self.part.adds
+
 
 @dataclass(frozen=True)
 class BlockParts:
@@ -213,6 +232,20 @@ class BlockParts:
     sublayers: tuple[Sublayer, ...]
     parallel: bool = False
     scale: float = 1.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each sublayer: its kind, and where there are several a number, as mlp_2."""
+        kinds = [sublayer.kind for sublayer in self.sublayers]
+        before = (kinds[:index].count(kind) for index, kind in enumerate(kinds))
+        return tuple(f"{k}_{n + 1}" if n else k for k, n in zip(kinds, before, strict=True))
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """The number of heads of each sublayer by its name, 0 for those without."""
+        parts = (sublayer.part for sublayer in self.sublayers)
+        numbers = (part.heads if isinstance(part, Attention) else 0 for part in parts)
+        return dict(zip(self.names, numbers, strict=True))
 
     @property
     def attention(self) -> Attention:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from geomhooks.anatomy.families import Anatomy, Stack
 from geomhooks.anatomy.finding import find_anatomy
-from geomhooks.anatomy.parts import Attention, Sublayer
+from geomhooks.anatomy.parts import Attention, Linear, Sublayer
 from geomhooks.anatomy.rebuilding import normed
 from geomhooks.anatomy.virtual_matrices import standardised
 from geomhooks.errors import AnatomyError
@@ -208,22 +208,27 @@ def token_table(stack: Stack) -> Tensor:
     return normed(around.scale * as_float(around.tokens), around.norm)
 
 
-def unembedding_rows(anatomy: Anatomy, stack: Stack) -> Tensor:
-    """(V, d) of the head, or of the embeddings where the model has none.
+def unembedding(anatomy: Anatomy, stack: Stack) -> Linear:
+    """The head (d, V), or the embeddings where the model has none.
 
     Raises:
         AnatomyError: there are none, or they are not as wide as hidden states.
     """
     if anatomy.unembedding is not None:
-        rows: Tensor = anatomy.unembedding.weight.T
+        found = anatomy.unembedding
     elif stack.embeddings is not None and stack.embeddings.tokens is not None:
-        rows = stack.embeddings.tokens
+        found = Linear(stack.embeddings.tokens.T, None)
     else:
         raise AnatomyError(f"{anatomy.family.name}: there is neither a head nor a table of tokens")
-    width = stack.blocks[0].attention.output.weight.shape[2]
-    if rows.shape[1] != width:
+    width, read = stack.blocks[0].attention.output.weight.shape[2], len(found.weight)
+    if read != width:
         raise AnatomyError(
-            f"the unembedding reads {rows.shape[1]} entries and hidden states have {width}; a "
-            "projection stands between"
+            f"the unembedding reads {read} entries and hidden states have {width}; a projection "
+            "stands between"
         )
-    return as_float(rows)
+    return found
+
+
+def unembedding_rows(anatomy: Anatomy, stack: Stack) -> Tensor:
+    """(V, d) of :func:`unembedding`."""
+    return as_float(unembedding(anatomy, stack).weight.T)

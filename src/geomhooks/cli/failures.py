@@ -11,7 +11,13 @@ from typing import cast
 import typer
 
 from geomhooks.cli.progress import Interrupted
-from geomhooks.errors import FileFormatError, GeomhooksError, SchemaError, SiteError
+from geomhooks.errors import (
+    AnatomyError,
+    FileFormatError,
+    GeomhooksError,
+    SchemaError,
+    SiteError,
+)
 from geomhooks.measuring.errors import (
     ModelError,
     OutOfMemoryError,
@@ -26,7 +32,7 @@ from geomhooks.measuring.run import is_out_of_memory
 __all__ = ["EXIT_CODES", "guarded"]
 
 EXIT_CODES: dict[str, tuple[int, tuple[type[Exception], ...]]] = {
-    "wrong option or argument": (2, (SiteError,)),
+    "wrong option or argument": (2, (SiteError, AnatomyError)),
     "no such model, or it cannot be loaded or run": (3, (ModelError,)),
     "text missing, empty, or no UTF-8": (4, (TextError,)),
     "output cannot be written": (5, (OutputError,)),

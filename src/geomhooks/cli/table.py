@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 import geomhooks as gh
 
-__all__ = ["table"]
+__all__ = ["print_table", "table"]
 
 
 class _Column(NamedTuple):
@@ -40,7 +41,12 @@ _COLUMNS = (
     _Column("norm", "sphere/norm/mean", _length),
     _Column("radius", "sphere/radius/mean", _length),
     _Column("step\nangle", "sphere/step_angle/mean", _degrees),
+    _Column("attention\nstep", "updates/attention/step_angle/mean", _degrees),
+    _Column("mlp\nstep", "updates/mlp/step_angle/mean", _degrees),
     _Column("aniso-\ntropy", "sphere/anisotropy"),
+    _Column("next-word\npull", "next_word/pull/mean", "{:.2f}".format),
+    _Column("cosine\nto next", "next_word/next_cosine/mean"),
+    _Column("and to\nown", "next_word/own_cosine/mean"),
     _Column("effective\nrank", "covariance/effective_rank", _length),
     _Column("leading\nshare", "covariance/leading_share"),
 )
@@ -71,3 +77,11 @@ def table(geometry: gh.Geometry) -> Table:
             ),
         )
     return shown
+
+
+def print_table(shown: gh.Geometry | Table) -> None:
+    """Print to stdout, whole where that is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # whoever reads a pipe wants whole names
+    console.print(table(shown) if isinstance(shown, gh.Geometry) else shown)

@@ -1,5 +1,6 @@
 """Pure functions of finished tensors; they know neither modules nor statistics."""
 
+from geomhooks.functional import compare
 from geomhooks.functional.alibi import alibi, alibi_slopes
 from geomhooks.functional.alignment import (
     PosBasis,
@@ -18,6 +19,14 @@ from geomhooks.functional.clusters import (
 )
 from geomhooks.functional.cosines import cosines, unit_rows
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
+from geomhooks.functional.geodesics import (
+    GeodesicDistance,
+    angle_between,
+    exp_map,
+    geodesic_distance,
+    log_map,
+    slerp,
+)
 from geomhooks.functional.group_means import (
     BetweenGroups,
     GroupMoments,
@@ -30,7 +39,15 @@ from geomhooks.functional.group_means import (
     standard_errors,
 )
 from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
-from geomhooks.functional.logit_shares import LogitShares, LogitSums, logit_shares, logit_sums
+from geomhooks.functional.indicators import Indicators, indicators
+from geomhooks.functional.linear_fit import LinearFit, linear_fit
+from geomhooks.functional.logit_shares import (
+    LogitShares,
+    LogitSums,
+    key_only_share,
+    logit_shares,
+    logit_sums,
+)
 from geomhooks.functional.low_rank import (
     FactoredSVD,
     SymmetricPart,
@@ -47,6 +64,13 @@ from geomhooks.functional.norm_geometry import (
     norm_residuals,
     sphere_ratio,
     standardise,
+)
+from geomhooks.functional.projections import (
+    PrincipalGeodesics,
+    UmapProjection,
+    frechet_mean,
+    principal_geodesics,
+    umap_projection,
 )
 from geomhooks.functional.query_key import (
     QUERY_KEY_PARTS,
@@ -88,6 +112,13 @@ from geomhooks.functional.theorems import (
     kernel_factorisation,
     low_frequency_bound,
 )
+from geomhooks.functional.trajectories import (
+    SpherePath,
+    angles_from_first,
+    layer_angles,
+    path_deviation,
+    sphere_path,
+)
 from geomhooks.functional.two_way import (
     Components,
     Design,
@@ -95,6 +126,7 @@ from geomhooks.functional.two_way import (
     singular_value_floor,
     variance_components,
 )
+from geomhooks.functional.updates import HeadWrites, UpdateParts, head_writes, update_parts
 from geomhooks.functional.virtual_matrices import (
     FoldedHeads,
     LogitTerms,
@@ -122,9 +154,13 @@ __all__ = [
     "FactoredSVD",
     "FoldedHeads",
     "FrozenNorm",
+    "GeodesicDistance",
     "GroupMoments",
+    "HeadWrites",
     "Incoherence",
+    "Indicators",
     "KernelFactors",
+    "LinearFit",
     "LogitShares",
     "LogitSums",
     "LogitTerms",
@@ -136,6 +172,7 @@ __all__ = [
     "NormResiduals",
     "PosBasis",
     "PrincipalComponents",
+    "PrincipalGeodesics",
     "PublishedLogits",
     "QueryKeyForm",
     "RelativeNorm",
@@ -143,14 +180,20 @@ __all__ = [
     "ScreeNOT",
     "Similarity",
     "SphereDistances",
+    "SpherePath",
     "SymmetricPart",
+    "UmapProjection",
+    "UpdateParts",
     "ValueOutputMap",
     "WeightAlignment",
     "WordScores",
     "alibi",
     "alibi_slopes",
     "align_signs",
+    "angle_between",
+    "angles_from_first",
     "between_groups",
+    "compare",
     "concentration",
     "condition_number",
     "connected_positions",
@@ -160,18 +203,27 @@ __all__ = [
     "coverage_index",
     "dct_spectrum",
     "effective_rank",
+    "exp_map",
     "expected_incoherence",
     "explained_ratio",
     "factored_svd",
     "find_clusters",
     "finite_differences",
     "fold_norm",
+    "frechet_mean",
     "freeze_norm",
+    "geodesic_distance",
     "group_moments",
     "group_similarity",
+    "head_writes",
     "incoherence",
+    "indicators",
     "kernel_factorisation",
+    "key_only_share",
+    "layer_angles",
     "leading_share",
+    "linear_fit",
+    "log_map",
     "logit_shares",
     "logit_sums",
     "low_frequency_bound",
@@ -183,8 +235,10 @@ __all__ = [
     "norm_constants",
     "norm_residuals",
     "participation_ratio",
+    "path_deviation",
     "pos_basis",
     "principal_components",
+    "principal_geodesics",
     "project_parts",
     "published_group_similarity",
     "published_query_key_logits",
@@ -199,16 +253,20 @@ __all__ = [
     "screenot",
     "singular_value_floor",
     "singular_values",
+    "slerp",
     "spectrum",
     "sphere_distances",
+    "sphere_path",
     "sphere_ratio",
     "split_states",
     "stable_rank",
     "standard_errors",
     "standardise",
     "symmetric_part",
+    "umap_projection",
     "unit_rows",
     "universal_threshold",
+    "update_parts",
     "value_output_map",
     "variance_components",
     "weight_alignment",

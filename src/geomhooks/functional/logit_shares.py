@@ -21,7 +21,7 @@ from torch import Tensor
 from geomhooks.functional.query_key import repeat_heads
 from geomhooks.functional.shapes import as_float
 
-__all__ = ["LogitShares", "LogitSums", "logit_shares", "logit_sums"]
+__all__ = ["LogitShares", "LogitSums", "key_only_share", "logit_shares", "logit_sums"]
 
 BLOCK = 1 << 22  # logits of parts at a time
 
@@ -171,3 +171,32 @@ def logit_shares(sums: LogitSums, within: bool = True) -> LogitShares:
         variance,
         covariance.reshape(*lead, *sums.parts, *sums.parts),
     )
+
+
+def key_only_share(shares: LogitShares) -> Tensor:
+    r"""Share of the variance that a term makes which asks the key alone, whatever the query is.
+
+    With b the part of the biases, the last of query and key, and the others those of states,
+
+    .. math:: \mathrm{Var}\Big(\sum_{a \ne b} L_{ba}\Big) / \mathrm{Var}(L)
+
+    is that of the query's biases, the norm's shift among them, with what a key has of its state:
+    (beta W_Q + b_Q) (x Gamma W_K)^T in the terms of R. Molina (arXiv 2309.07315), where the term
+    is split off but not measured.
+
+    Args:
+        shares: of :func:`logit_shares`.
+
+    Returns:
+        (...,) at least 0, and above 1 where other terms undo it; NaN where there is no variance.
+
+    Example:
+        >>> query, key = torch.zeros(2, 1, 5, 4), torch.randn(2, 1, 5, 4)
+        >>> query[1] = 1.0  # nothing but a bias, so that the logits are the same for all queries
+        >>> key[1] = 0.0
+        >>> everywhere = torch.ones(5, 5, dtype=torch.bool)
+        >>> key_only_share(logit_shares(logit_sums(query, key, everywhere)))
+        tensor([1.], dtype=torch.float64)
+    """
+    of_state = shares.covariance[..., -1, :-1, -1, :-1]
+    return of_state.sum((-2, -1)) / shares.variance

@@ -16,6 +16,7 @@ __all__ = ["GROUPED", "Settings", "check_same", "statistics_named"]
 
 GROUPED = gh.GroupMeans.name  # whose groups are the texts
 SECOND_PASS = (gh.Attention,)  # statistics that need to be told more than the text
+BUFFERS = (gh.Trajectories,)  # which keep all states of a context: of a few, not of thousands
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ def statistics_named(
         )
     built, given = [], {**options, "names": _different(texts)}
     for name in names:
-        takes = signature(known[name]).parameters
+        takes = set(signature(known[name]).parameters)
+        if known[name] in BUFFERS:
+            takes.discard("contexts")
         built.append(known[name](**{key: given[key] for key in given if key in takes}))
     return built
 

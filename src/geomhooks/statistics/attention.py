@@ -12,7 +12,13 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Sum
 from geomhooks.errors import SiteError
-from geomhooks.functional.logit_shares import LogitShares, LogitSums, logit_shares, logit_sums
+from geomhooks.functional.logit_shares import (
+    LogitShares,
+    LogitSums,
+    key_only_share,
+    logit_shares,
+    logit_sums,
+)
 from geomhooks.functional.query_key import QUERY_KEY_PARTS, visible
 from geomhooks.functional.shapes import as_float
 from geomhooks.reductions.plain import sum_by_context
@@ -76,6 +82,12 @@ class Attention(Statistic):
     - ``shares`` (H, 5, 5), which sum to one, where a term may be negative; ``alone`` (H, 5, 5), the
       variance of one part over that of the logits; ``cross`` (H,), what ``alone`` leaves.
     - ``variance`` (H,) of the logits, and ``covariance`` (H, 5, 5, 5, 5) of the parts.
+    - ``key_only`` (H,), the share of what asks the key alone: the variance of the sum of the four
+      parts L_ba of the query's biases b and a = mean, pos, ctx, resid of the key, over that of the
+      logits (:func:`geomhooks.functional.key_only_share`). The biases of a query are those of its
+      projection and the norm's shift projected, so that this term is the same for every query;
+      with a rotary embedding, for every query at the same distance; and where queries are normed
+      (Qwen 3), but for the scale of each.
     - ``mean_shares``: ``shares`` averaged over the heads, a number for each pair, as ``pos_ctx``
       for pos of the query and ctx of the key.
     - ``all_logits``: the first five about one mean of all logits instead of each query's own.
@@ -95,12 +107,12 @@ class Attention(Statistic):
         >>> with gh.watch(model, statistics=[gh.Attention(watch.geometry())]) as second:
         ...     _ = model(texts)
         >>> found = second.geometry()["h.1"].attention
-        >>> found.shares.shape, found.shares.sum((1, 2))
-        (torch.Size([2, 5, 5]), tensor([1.0000, 1.0000], dtype=torch.float64))
+        >>> found.shares.shape, found.shares.sum((1, 2)).round(decimals=6).tolist()
+        (torch.Size([2, 5, 5]), [1.0, 1.0])
     """
 
     taps: ClassVar[tuple[str, ...]] = ("in",)
-    reads_attention: ClassVar[bool] = True
+    uses: tuple[str, ...] = ("query_key",)
 
     def __init__(
         self, geometry: Geometry | str, fraction: float = 1.0, positions: int | None = None
@@ -218,7 +230,8 @@ class Attention(Statistic):
                 f"no logit has been counted at this site; {int(state['left_out'].value)} real "
                 "tokens were left out"
             )
-            return dict.fromkeys((*DERIVED, "mean_shares", "all_logits"), reason) | counted
+            names = (*DERIVED, "key_only", "mean_shares", "all_logits")
+            return dict.fromkeys(names, reason) | counted
         sums = LogitSums(
             pairs.double().expand(len(within)),
             within,
@@ -240,6 +253,7 @@ class Attention(Statistic):
         over_all = lazily(cache(lambda: logit_shares(sums, within=False)))
         return (
             lazily(shares)
+            | {"key_only": Lazy(lambda: key_only_share(shares()), scalar=False)}
             | {"mean_shares": Result(**pairs_of_parts), "all_logits": Result(**over_all)}
             | counted
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -15,6 +15,10 @@ from geomhooks.accumulators import Accumulator
 from geomhooks.tokens import Tokens, TokenStream
 
 if TYPE_CHECKING:
+    from geomhooks.anatomy.additions import Addition
+    from geomhooks.anatomy.families import Stack
+    from geomhooks.anatomy.parts import BlockParts
+    from geomhooks.functional.logit_lens import LogitLens
     from geomhooks.functional.query_key import QueryKey
     from geomhooks.reductions import Reduced
     from geomhooks.second_moment import SecondMoment
@@ -55,6 +59,10 @@ class Site:
         norm_centred: the norm module subtracts the mean of the entries.
         heads: query heads of the block's attention, where a statistic reads it, else 0.
         source: of such a block, the site where the hidden states that come in are watched.
+        sublayers: of a block, where a statistic uses its additions, the names of its sublayers in
+            order, and how many heads each has, 0 for none.
+        depth: where a statistic uses the stack, how many of its blocks have run, this one included.
+        reads_source: of such a stack, its blocks have attention to another one.
     """
 
     name: str
@@ -70,6 +78,9 @@ class Site:
     norm_centred: bool = False
     heads: int = 0
     source: str = ""
+    sublayers: Mapping[str, int] = field(default_factory=dict)
+    depth: int = 0
+    reads_source: bool = False
 
 
 @dataclass(slots=True)
@@ -79,14 +90,22 @@ class Reading:
     Attributes:
         site: where.
         taps: the tensors by name, (B, T, d): "out", and "in" where there is one; at norm modules
-            also "gain" and "bias" (d,).
+            also "gain" and "bias" (d,). At a norm of the k entries of each head they are
+            (H B, T, k), a row for each head, and so are the tokens.
         tokens: which entries are real, their positions and contexts.
         reductions: the shared reductions that statistics asked for in ``needs``.
         shift: (d,) the site's fixed shift, about which some reductions are taken.
         plans: what each shared accumulator of the stream said of this forward.
         carry: this statistic's scratch for this forward; dropped at its end or on an exception.
         query_key: what makes the attention's logits of the tap "in", at blocks where a statistic
-            ``reads_attention``, else None.
+            ``uses`` it, else None.
+        lens: what makes the head's logits of the tap "out", where a statistic ``uses`` it, else
+            None.
+        head: from states (..., d) after the final norm to the model's logits (..., V), the same.
+        additions: what each sublayer of a block adds to the tap "in", in order, where a statistic
+            ``uses`` it, else empty; and then
+        block: the parts of that block.
+        stack: the stack that the site is in, where a statistic ``uses`` it, else None.
     """
 
     site: Site
@@ -97,6 +116,11 @@ class Reading:
     plans: dict[str, Any]
     carry: dict[Any, Any]
     query_key: QueryKey | None = None
+    lens: LogitLens | None = None
+    head: Callable[[Tensor], Tensor] | None = None
+    additions: tuple[Addition, ...] = ()
+    block: BlockParts | None = None
+    stack: Stack | None = None
 
 
 class Statistic(ABC):
@@ -116,15 +140,28 @@ class Statistic(ABC):
     - ``reading.taps``: "out" and, where there is one, "in": the (B, T, d) hidden states. They are
       the model's own tensors: read them, never write to them.
     - ``reading.tokens``: ``real`` (B, T), the tokens that count; ``positions`` (B, T); ``at``, the
-      rows of an accumulator with a row for each position; ``keys`` (M,), the forward's contexts.
+      rows of an accumulator with a row for each position; ``keys`` (M,), the forward's contexts;
+      ``ids`` and ``labels`` (B, T) of the tokens, or None.
     - ``reading.reductions``: what ``needs`` names, of "squared_norm", "ones", "norm", "radius",
       "shifted_squared_norm", "position_sum", "context_sum", "directions", "step" ("radial",
       "tangential", "outward"), "shifted"; each is described at
       :class:`geomhooks.reductions.Reduced`.
     - ``reading.carry``: a dictionary for what one site leaves to the next in the same forward.
-    - ``reading.query_key``: the weights of a block's attention, with which its queries and keys can
-      be made, for a statistic that says ``reads_attention = True``. Its sites are blocks of models
-      that :mod:`geomhooks.anatomy` knows.
+
+    And of models that :mod:`geomhooks.anatomy` knows, what it says in ``uses``:
+
+    - "query_key", at blocks: ``reading.query_key``, the weights of the block's attention, with
+      which its queries and keys can be made.
+    - "logit_lens", where the model says of what stack of blocks a site is: ``reading.lens``, the
+      final norm and the head, or the embeddings of a model without one.
+    - "head", at the same sites: ``reading.head``, what makes logits of states after the final norm,
+      also where that is more than a projection.
+    - "additions", at blocks: ``reading.additions``, a :class:`geomhooks.anatomy.Addition` of each
+      sublayer that ran: what it adds, and to what. In training that is before dropout. With "heads"
+      also what the heads mix, before their projection. ``reading.block`` has the block's parts.
+    - "stack", at the input of the first block of a stack and at all its blocks: ``reading.stack``,
+      what is around them; and where a norm of embeddings comes before the first block, at its input
+      the tap "embedded", what went into that norm.
 
     Sums of products x x^T of the states are had by :meth:`second_moment_target`, and a statistic
     that looks at some forwards only says at which by :meth:`takes`.
@@ -156,7 +193,7 @@ class Statistic(ABC):
     scope: ClassVar[str] = "site"
     laws: frozenset[str] = LAWS
     name: ClassVar[str] = ""
-    reads_attention: ClassVar[bool] = False
+    uses: tuple[str, ...] = ()
     positions: int | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

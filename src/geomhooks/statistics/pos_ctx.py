@@ -21,7 +21,7 @@ from geomhooks.results import Lazy, Result, Unavailable
 from geomhooks.second_moment import SecondMoment
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.covariance import OF_A_SAMPLE
-from geomhooks.statistics.pos_ctx_derived import DERIVED, MOMENTS, derive
+from geomhooks.statistics.pos_ctx_derived import DERIVED, MOMENTS, NO_GROUPS, derive, has_groups
 from geomhooks.table import EMPTY
 from geomhooks.tokens import TokenStream
 from geomhooks.turns import Turns, check_fraction
@@ -215,7 +215,16 @@ class PosCtx(Statistic):
         sums.follow(reading.plans["contexts"], r.context_sum, counts)
 
     def compute(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Fit, and say how much of it is noise."""
+        """Fit, say how much of it is noise, and what was not asked for."""
+        found = self._results(state)
+        missing = {"similarity": NO_GROUPS}
+        if not self.second_moment:
+            told = "it needs the second moment; give gh.PosCtx(second_moment=True)"
+            missing |= dict.fromkeys((*MATRICES, *MOMENTS), told)
+        return {n: Unavailable(told, by_choice=True) for n, told in missing.items()} | found
+
+    def _results(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that the data and the arguments allow."""
         contexts, fold = state["contexts"].closed()
         sums = state["sums"].clone()
         sums.close(fold)
@@ -266,7 +275,8 @@ class PosCtx(Statistic):
         else:
             fit = self._plain_means(sums, contexts, count, kept, total)
         if isinstance(fit, str):
-            lost = (*FITTED, *DERIVED, *(MOMENTS if self.second_moment else ()))
+            lost = [*FITTED, *DERIVED, *(MOMENTS if self.second_moment else ())]
+            lost += ["similarity"] if has_groups(out["context_group"]) else []
             out.update({name: Unavailable(fit) for name in lost})
         else:
             fit["mean"] = fit["mean"] + shift
@@ -275,6 +285,8 @@ class PosCtx(Statistic):
             out |= self._second_moments(moment)
         if not isinstance(fit, str):
             out.update(derive(out, total / tokens + shift))
+        if moment is not None and isinstance(out["covariance"], Unavailable):
+            out |= dict.fromkeys(MOMENTS, out["covariance"])
         return out
 
     def _second_moments(self, moment: SecondMoment) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from geomhooks.functional.spiral import (
 )
 from geomhooks.results import Lazy, Result, Unavailable
 
-__all__ = ["DERIVED", "MOMENTS", "derive"]
+__all__ = ["DERIVED", "MOMENTS", "NO_GROUPS", "derive", "has_groups"]
 
 DERIVED = (
     "singular_values",
@@ -49,6 +49,10 @@ DERIVED = (
     "clusters",
 )
 MOMENTS = ("relative_norm",)
+NO_GROUPS = (
+    "it needs contexts with two different labels or more that are not negative; give them, "
+    "watch.tokens(groups=labels) with an integer for each row"
+)
 
 
 def derive(fitted: Mapping[str, Any], token_mean: Tensor) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def derive(fitted: Mapping[str, Any], token_mean: Tensor) -> dict[str, Any]:
     derived["incoherence"] = against_chance(pos, ctx)
     labelled = group >= 0
     some, labels = ctx[labelled], group[labelled]
-    if bool((labels != labels[:1]).any()):
+    if has_groups(group):
         similar = Lazy(partial(group_similarity, some, labels))
         published = Lazy(partial(published_group_similarity, some, labels))
         derived["similarity"] = Result(
@@ -92,6 +96,12 @@ def derive(fitted: Mapping[str, Any], token_mean: Tensor) -> dict[str, Any]:
             centred=part(norm, "centred"), uncentred=part(norm, "uncentred")
         )
     return derived
+
+
+def has_groups(group: Tensor) -> bool:
+    """Two different labels or more, of those (C,) that are not negative."""
+    labels = group[group >= 0]
+    return bool((labels != labels[:1]).any())
 
 
 def clusters(ctx: Tensor) -> Result:

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
+from geomhooks.functional.norm_geometry import norm_constants
+from geomhooks.norm_weights import NormWeights
 from geomhooks.reductions import reduce_move, sites_that_wait
-from geomhooks.results import Result
+from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
+from geomhooks.statistics.by_position import by_position
 from geomhooks.statistics.sphere_notes import (
     BINS,
     HIGH,
@@ -53,9 +56,18 @@ class Sphere(Statistic):
     - where a whole stack of blocks is watched: ``path_length``, the step angles added up from the
       first block to this one; at the last block ``chord``, the angle between the first block's
       input and the last block's output, and ``tortuosity``, path length over chord.
-    - at norm modules: ``sphere_gap``, how far the output before its gain and bias is from the
-      sphere, :math:`| |\hat x| / \sqrt d - \sqrt{s^2 / (s^2 + \epsilon)} |`, and for LayerNorm
-      ``plane_gap``, how far from the plane, :math:`|\sum_i \hat x_i| / \sqrt d`.
+    - at norm modules: ``sphere_gap``, how far the output before its gain and bias,
+      :math:`\hat x_i = (y_i - \beta_i) / \gamma_i`, is from the sphere,
+      :math:`| |\hat x| / \sqrt d - \sqrt{s^2 / (s^2 + \epsilon)} |`, and for LayerNorm
+      ``plane_gap``, how far from the plane, :math:`|\sum_i \hat x_i| / \sqrt d`. These are the
+      residuals of the output y itself, of its ellipsoid, :math:`\sum_i \hat x_i^2 = d`, and of its
+      plane, :math:`\sum_i \hat x_i = 0`, of :func:`geomhooks.functional.norm_residuals`: ``plane``
+      is ``plane_gap``, and with r for the root above ``ellipsoid`` is
+      :math:`(|\hat x| / \sqrt d)^2 - r^2`. Entries with a gain of about zero, which y does not
+      show, are taken from the input; both are missing where all are.
+
+    Norms over the k entries of a head, of queries or keys, are norm modules too, of the width k;
+    there each head of a token counts.
 
     And numbers over all tokens: ``resultant_length`` R, ``mean_cosine`` (mean cosine between two
     different tokens, exact for all pairs) and ``concentration`` (von Mises-Fisher, in d - 1
@@ -65,6 +77,12 @@ class Sphere(Statistic):
     open); ``non_finite``, tokens left out because an entry is not finite.
 
     ``without_first`` holds all of them without position 0, whose token often is an outlier.
+
+    At norm modules ``ellipsoid`` says where the outputs lie, from the weights as they were in the
+    last forward, ``gain`` and ``bias`` (d,): ``shift_length`` of the bias, the ellipsoid's centre;
+    ``largest_axis`` and ``smallest_axis``, its semi-axes :math:`\sqrt d |\gamma_i|`, and
+    ``anisotropy``, their ratio; for LayerNorm ``plane_normal`` (d,) and ``plane_distance``, signed,
+    of the plane from the origin, as :func:`geomhooks.functional.norm_constants` has them.
 
     Example:
         >>> import torch, geomhooks as gh
@@ -94,28 +112,33 @@ class Sphere(Statistic):
         )
 
     def accumulators(self, site: Site) -> dict[str, Accumulator]:
-        """Moments by position, sums of unit vectors, a histogram."""
-        return {
+        """Moments by position, sums of unit vectors, a histogram, and the weights of a norm."""
+        made: dict[str, Accumulator] = {
             "moments": Moments((site.positions, len(features(site)))),
             # Kinds: centred, and as they are. Groups: away from position 0, and at it.
             "directions": UnitVectors(2, 2, site.width),
             "log_radius": Sum((2, BINS), torch.int64),
             "non_finite": Sum((2,), torch.int64),
         }
+        return made if site.norm_eps is None else made | {"weights": NormWeights(site.width)}
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:
         """Put down what one forward shows at one site; :meth:`finish` adds some of them up."""
         extra = self._chord(reading) if reading.site.first or reading.site.last else {}
         if reading.site.norm_eps is not None:
             extra |= norm_gaps(reading)
+            state["weights"].add(reading.taps["gain"], reading.taps["bias"])
         r = reading
         note = Note(state, r.site, r.tokens, r.shift, r.reductions, extra)
-        if "notes" not in r.carry:
-            r.carry |= {"notes": [], "paths": {}}
-        notes = r.carry["notes"]
+        carry = r.carry
+        if "notes" not in carry:
+            carry |= {"notes": [], "paths": {}, "room": {}}
+        notes, rows = carry["notes"], len(r.taps["out"])  # which at norms of heads are many more
         notes.append(note)
-        if len(notes) >= sites_that_wait(r.taps["out"]):
-            self.finish(r.carry)
+        if rows not in carry["room"]:
+            carry["room"][rows] = sites_that_wait(r.taps["out"])
+        if len(notes) >= carry["room"][rows]:
+            self.finish(carry)
 
     def _chord(self, reading: Reading) -> dict[str, Tensor]:
         """At the last block, the angle to what came into the first, which is kept until then."""
@@ -141,25 +164,18 @@ class Sphere(Statistic):
 
     def compute(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Everything, with and without position 0."""
-        return self._describe(state, 0) | {"without_first": Result(**self._describe(state, 1))}
+        out = self._describe(state, 0) | {"without_first": Result(**self._describe(state, 1))}
+        if "weights" in state:
+            out["ellipsoid"] = ellipsoid(state["site"], state["weights"])
+        return out
 
     def _describe(self, state: Mapping[str, Any], first: int) -> dict[str, Any]:
         """Results over positions from ``first`` on."""
         site: Site = state["site"]
-        moments: Moments = state["moments"]
-        seen = moments["count"][0].nonzero()
-        rows = slice(first, int(seen.max()) + 1 if len(seen) else 0)
-        pooled, single = moments.summary(rows), moments.summary(rows, pooled=False)
-        out: dict[str, Any] = {}
-        for column, name in enumerate(features(site)):
-            over_all = {key: value[..., column] for key, value in pooled.items()}
-            at_position = {key: value[..., column] for key, value in single.items()}
-            out[name] = Result(**over_all, at_position=Result(**at_position))
-            if name == "radius":
-                out["radius_ratio"] = Result(
-                    **scaled(over_all, site.width**-0.5),
-                    at_position=Result(**scaled(at_position, site.width**-0.5)),
-                )
+        out: dict[str, Any] = dict(by_position(state["moments"], features(site), first))
+        radius, factor = dict(out["radius"]), site.width**-0.5
+        at_position = Result(**scaled(radius.pop("at_position"), factor))
+        out["radius_ratio"] = Result(**scaled(radius, factor), at_position=at_position)
         groups = slice(0, 1) if first else slice(0, 2)
         count, total, variance = state["directions"].pooled(0, groups)
         raw_count, raw_total, _ = state["directions"].pooled(1, groups)
@@ -174,6 +190,16 @@ class Sphere(Statistic):
             "log_radius_edges": torch.linspace(LOW, HIGH, BINS - 1, dtype=torch.float64),
             "non_finite": lost[0] if first else lost.sum(),
         }
+
+
+def ellipsoid(site: Site, weights: NormWeights) -> Result | Unavailable:
+    """Where the outputs of a norm lie."""
+    if not weights["known"]:
+        return Unavailable("no forward has been counted at this site")
+    gain, bias = weights["gain"], weights["bias"]
+    found = norm_constants(gain, bias, centred=site.norm_centred)._asdict()
+    known = {name: value for name, value in found.items() if value is not None}
+    return Result(gain=gain, bias=bias, **known)
 
 
 def scaled(moments: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:

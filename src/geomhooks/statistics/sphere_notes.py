@@ -222,7 +222,10 @@ def step_angle(moved: Reduced) -> Tensor:
 
 
 def norm_gaps(reading: Reading) -> dict[str, Tensor]:
-    """How far a norm's output before gain and bias is from the sphere, and from the plane."""
+    """How far a norm's output before gain and bias is from the sphere, and from the plane.
+
+    (B, T) each; NaN where no gain is large enough to tell.
+    """
     site, taps = reading.site, reading.taps
     assert site.norm_eps is not None
     width, eps, wide = site.width, site.norm_eps, reading.shift.dtype
@@ -230,10 +233,13 @@ def norm_gaps(reading: Reading) -> dict[str, Tensor]:
     mean = entered.mean(-1, keepdim=True) if site.norm_centred else 0.0
     scatter = (entered - mean).square().mean(-1)
     gain, bias = taps["gain"].to(wide), taps["bias"].to(wide)
-    # Where a gain is about zero the output tells nothing; there the input stands in for it.
+    # A gain of about zero leaves nothing of an entry in the output, or, beside a bias, less than
+    # half of the digits that it is rounded to. There the input stands in for it.
     expected = (entered - mean) / (scatter + eps).sqrt()[..., None]
-    usable = gain.abs() > 1e-6 * gain.abs().amax()
+    least = torch.finfo(taps["out"].dtype).eps ** 0.5
+    usable = gain.abs() > torch.maximum(least * bias.abs(), 1e-6 * gain.abs().amax())
     before = torch.where(usable, (taps["out"].to(wide) - bias) / gain, expected)
+    before = torch.where(usable.any(), before, float("nan"))
     length = torch.linalg.vector_norm(before, dim=-1) / width**0.5
     gap = (length - (scatter / (scatter + eps)).sqrt()).abs()
     gaps = {"sphere_gap": gap}

@@ -127,7 +127,9 @@ def multihead(block: Block, path: str, norm: str | None, **further: Any) -> Atte
         query=query,
         key=key,
         value=value,
-        output=block.linear(f"{path}.out_proj"),
+        # Its weights are used without a call of it.
+        output=block.linear(f"{path}.out_proj")._replace(module=None),
+        adds=module,
         heads=module.num_heads,
         norm=norm,
         **further,
