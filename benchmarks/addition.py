@@ -30,7 +30,7 @@ from small_models import (
     new_model,
     table,
     train,
-    write,
+    write_run,
 )
 from torch import Tensor
 
@@ -60,7 +60,7 @@ def main() -> None:
     settings |= {"trials": trials, "held_out": held_out, "length": LENGTH}
     settings |= {"digits": list(TRAINED), "short": list(SHORT)}
     for kind in arguments.kinds:
-        keep = partial(write, arguments.out, settings)
+        keep = partial(write_run, arguments.out, settings)
         run(kind, steps, arguments.seed, trials, held_out, keep)
     print(f"written to {arguments.out}")
 

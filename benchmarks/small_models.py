@@ -28,6 +28,7 @@ __all__ = [
     "table",
     "train",
     "write",
+    "write_run",
 ]
 
 BLOCKS, HEADS, WIDTH = 3, 4, 128
@@ -241,15 +242,16 @@ def table(title: str, found: dict[str, list[Any]], embeddings: dict[str, Any]) -
     return "\n".join(lines)
 
 
-def write(path: Path, settings: dict[str, Any], run: dict[str, Any]) -> None:
-    """As JSON, each list of numbers on one line.
-
-    Runs of other kinds that are in the file stay, where they had the same settings.
-    """
+def write_run(path: Path, settings: dict[str, Any], run: dict[str, Any]) -> None:
+    """Put a run into a file; those of other kinds stay, where they had the same settings."""
     before = json.loads(path.read_text()) if path.exists() else {}
     same = all(before.get(name) == value for name, value in settings.items())
     others = [other for other in before["runs"] if other["kind"] != run["kind"]] if same else []
-    result = {**settings, "runs": [*others, {**run, "environment": environment()}]}
+    write(path, {**settings, "runs": [*others, {**run, "environment": environment()}]})
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """As JSON, each list of numbers on one line."""
     text = re.sub(
         r"\[[^\[\]{}]*\]",
         lambda found: re.sub(r"\s*\n\s*", " ", found.group()),

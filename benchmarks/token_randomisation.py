@@ -31,7 +31,7 @@ from small_models import (
     new_model,
     table,
     train,
-    write,
+    write_run,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -63,7 +63,7 @@ def main() -> None:
     settings |= {"seed": arguments.seed, "length": LENGTH, "batch": BATCH, "rate": RATE}
     settings |= {"vocabulary": VOCABULARY, "held_out": len(held_out), "thin": THIN}
     for kind in arguments.kinds:
-        keep = partial(write, arguments.out, settings)
+        keep = partial(write_run, arguments.out, settings)
         run(kind, held_out, stretches, steps, arguments.seed, keep)
     print(f"written to {arguments.out}")
 

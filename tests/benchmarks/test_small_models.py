@@ -137,18 +137,18 @@ def test_noise_is_taken_out_of_smoothness(benchmarks: Path) -> None:
 
 def test_runs_of_other_kinds_stay(benchmarks: Path, tmp_path: Path) -> None:
     """Unless they had other settings."""
-    from small_models import write
+    from small_models import write_run
 
     out = tmp_path / "out.json"
 
     def kinds() -> dict[str, Any]:
         return {run["kind"]: run["loss"] for run in json.loads(out.read_text())["runs"]}
 
-    write(out, {"steps": 4}, {"kind": "text", "loss": 1})
-    write(out, {"steps": 4}, {"kind": "random", "loss": 2})
-    write(out, {"steps": 4}, {"kind": "text", "loss": 3})
+    write_run(out, {"steps": 4}, {"kind": "text", "loss": 1})
+    write_run(out, {"steps": 4}, {"kind": "random", "loss": 2})
+    write_run(out, {"steps": 4}, {"kind": "text", "loss": 3})
     assert kinds() == {"random": 2, "text": 3}
-    write(out, {"steps": 5}, {"kind": "text", "loss": 4})
+    write_run(out, {"steps": 5}, {"kind": "text", "loss": 4})
     assert kinds() == {"text": 4}
 
 
