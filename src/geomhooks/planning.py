@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from geomhooks.errors import SiteError
-from geomhooks.norms import inspect_norm
-from geomhooks.openers import (
+from geomhooks.forwards.openers import (
     config_of,
     enclosing,
     find_openers,
     opening_module,
     positions_from_config,
 )
+from geomhooks.forwards.running import looks_at
+from geomhooks.norms import inspect_norm
 from geomhooks.plan import Plan, SitePlan
 from geomhooks.reductions import NAMES
-from geomhooks.running import looks_at
 from geomhooks.sites import (
     Place,
     Selector,

@@ -22,7 +22,7 @@ from geomhooks.anatomy import (
     Output,
     register,
 )
-from geomhooks.frames import unwrap_transforms
+from geomhooks.forwards.frames import unwrap_transforms
 from geomhooks.norms import NormModule
 from tests.conformance.harness import (
     GROUPS,

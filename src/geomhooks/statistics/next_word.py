@@ -10,13 +10,13 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.errors import TokensError
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.logit_lens import LogitLens
 from geomhooks.functional.shapes import as_float
 from geomhooks.results import Result
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
 from geomhooks.statistics.through_lens import through_lens
-from geomhooks.tokens import Tokens
 
 __all__ = ["NextWord"]
 
