@@ -6,13 +6,13 @@ What goes into a result file are plain numbers; lists of words stay as the libra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from small_models import rounded
 from torch import Tensor
 
 from geomhooks.anatomy import (
@@ -48,8 +48,10 @@ __all__ = [
     "attention_error",
     "chosen_blocks",
     "distances",
+    "each",
     "norms",
     "noun_tokens",
+    "number",
     "probes",
     "spectra",
 ]
@@ -216,9 +218,9 @@ def agreement(found: HeadWords) -> dict[str, list[Any]]:
     for lists in found.nearest:
         pairs = zip(found.words, lists, strict=True)
         hits = [plain(noun) in map(plain, near) for noun, near in pairs]
-        same.append(rounded(sum(hits) / len(hits)))
+        same.append(number(sum(hits) / len(hits)))
         words = [word for near in lists for word in near]
-        distinct.append(rounded(len(set(words)) / len(words)))
+        distinct.append(number(len(set(words)) / len(words)))
     return {"same": same, "distinct": distinct}
 
 
@@ -281,9 +283,15 @@ def attention_error(anatomy: Anatomy, layer: int, hidden: Tensor) -> float | Non
 def numbers(found: dict[str, Any], *names: str) -> dict[str, Any]:
     """Some of a result's tensors of one number, or all, as a file has them; None stays."""
     chosen = {name: found[name] for name in names or found}
-    return {n: None if value is None else rounded(float(value)) for n, value in chosen.items()}
+    return {n: None if value is None else number(value) for n, value in chosen.items()}
 
 
 def each(values: Tensor) -> list[Any]:
     """The numbers of a tensor (n,) as a file has them."""
-    return [rounded(float(value)) for value in values]
+    return [number(value) for value in values]
+
+
+def number(value: Tensor | float) -> float | None:
+    """Six digits; what is not finite is none."""
+    value = float(value)
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -115,9 +115,95 @@ def test_a_model_whose_heads_have_no_forms(benchmarks: Path) -> None:
     assert text.count("all heads") == 2
 
 
+@torch.no_grad()
+def test_the_path_of_a_word(benchmarks: Path) -> None:
+    """Against all hidden states of the model, and its own head."""
+    from subjects import tiny
+    from word_paths import SENTENCE, drawings, follow, section
+
+    model, tokenizer = tiny()
+    found, journey = follow(model.eval(), tokenizer, find_anatomy(model), 3)
+    ids = tokenizer(SENTENCE, return_tensors="pt").input_ids
+    hidden = model(ids, output_hidden_states=True).hidden_states
+    # The last of them is behind the final norm.
+    norm, rows = model.transformer.ln_f, model.lm_head.weight.double()
+    states = torch.cat([*(norm(h) for h in hidden[:-1]), hidden[-1]]).double()
+    assert journey.sites[0] == "transformer.h.0@in"
+    torch.testing.assert_close(journey.states.double(), states, rtol=1e-4, atol=1e-5)
+    at = ids.shape[1] - 2
+    assert (found["followed"], found["next"]) == ("n", "e")
+    own, following = rows[ids[0, at]], rows[ids[0, at + 1]]
+    cosine = torch.nn.functional.cosine_similarity
+    logits = states[:, at] @ rows.T
+    close = {"abs": 1e-4}
+    assert found["own_cosine"] == pytest.approx(cosine(states[:, at], own).tolist(), **close)
+    assert found["next_cosine"] == pytest.approx(cosine(states[:, at], following).tolist(), **close)
+    assert found["pull"] == pytest.approx((states[:, at] @ (following - own)).tolist(), **close)
+    later = logits > logits[:, ids[0, at + 1], None]
+    assert found["words_before_the_next"] == later.sum(1).tolist()
+    texts = [[tokenizer.decode([int(i)]) for i in row] for row in logits.topk(3).indices]
+    assert journey.nearest == texts
+    steps = cosine(states[:-1], states[1:], dim=-1).acos()
+    assert found["steps"] == pytest.approx(steps[:, at].tolist(), **close)
+    assert found["length"] == pytest.approx(steps.sum(0).tolist(), **close)
+    assert section(journey, found).count("transformer.h.") == 4
+    (drawn,) = drawings(journey, umap=False)
+    assert drawn.states.shape == (4, ids.shape[1], 3)
+    assert drawn.words.shape == (ids.shape[1], 3)
+
+
+@torch.no_grad()
+def test_means_over_a_text(benchmarks: Path) -> None:
+    """Pulls against the logits of the model itself, updates against outputs of its modules."""
+    from subjects import tiny
+    from word_paths import measure_text
+
+    model, _ = tiny()
+    ids = torch.randint(256, (10, 12), generator=torch.Generator().manual_seed(0))
+    seen = []
+    handle = model.transformer.h[1].mlp.register_forward_hook(lambda m, i, o: seen.append(o))
+    before = model.transformer.h[1].ln_2.register_forward_hook(lambda m, i, o: seen.append(i[0]))
+    found = measure_text(model.eval(), ids)
+    handle.remove()
+    before.remove()
+    logits = model(ids).logits.double()[:, :-1]
+    of = logits.gather(2, ids[:, 1:, None]) - logits.gather(2, ids[:, :-1, None])
+    last = found["next_word"][-1]
+    assert last["pull"] == pytest.approx(float(of[:, 1:].mean()), abs=1e-4)
+    assert last["pull_by_position"] == pytest.approx(of.mean((0, 2)).tolist(), abs=6e-3)
+    state, added = (torch.cat(part).double()[:, 1:] for part in (seen[::2], seen[1::2]))
+    state, added = (part - part.mean(-1, keepdim=True) for part in (state, added))
+    radius = state.norm(dim=-1)
+    radial = (added * state).sum(-1) / radius.square()
+    (row,) = (
+        row
+        for row in found["updates"]
+        if (row["site"], row["sublayer"]) == ("transformer.h.1", "mlp")
+    )
+    assert row["radial"] == pytest.approx(float(radial.mean()), abs=1e-4)
+    assert len(found["updates"]) == 6
+
+
+@pytest.mark.slow
+def test_pictures_by_umap(benchmarks: Path, tmp_path: Path) -> None:
+    from word_figures import path_figure, save
+    from word_paths import Journey, by_umap
+
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 8, generator=generator)
+    states = torch.randn(3, 4, 8, generator=generator)
+    drawn = by_umap(Journey(states, torch.arange(4), list("abcd"), ["x", "y", "z"], rows, []))
+    assert drawn.states.shape == (3, 4, 3)
+    assert drawn.cloud is not None
+    assert drawn.cloud.shape == (60, 3)
+    save(path_figure(drawn), tmp_path / "path.png")
+    assert (tmp_path / "path.png").read_bytes().startswith(PNG)
+
+
 def test_the_script(tmp_path: Path) -> None:
     folder = tmp_path / "figures"
-    printed = run("traveling_words.py", "--quick", "--out", str(tmp_path), "--figures", str(folder))
+    options = ("--quick", "--out", str(tmp_path), "--figures", str(folder), "--no-umap")
+    printed = run("traveling_words.py", *options)
     found = json.loads((tmp_path / "tiny.json").read_text())
     assert found["nouns"] == {"asked": 5, "known": list("aeiou")}
     assert [row["block"] for row in found["probes"]] == [f"transformer.h.{at}" for at in range(3)]
@@ -136,7 +222,11 @@ def test_the_script(tmp_path: Path) -> None:
     assert len(found["norms"]) == 7
     assert len(found["spectra"]) == 6
     assert "tiny: 3 blocks, 256 words of mean length" in printed
-    assert (folder / "tiny-coverage.png").read_bytes().startswith(PNG)
+    assert "'n' in 'To kill two birds with one stone' on its way to 'e'" in printed
+    assert found["text"]["next_word"][0]["site"] == "transformer.h.0@in"
+    assert len(found["text"]["next_word"]) == len(found["sentence"]["pull"]) == 4
+    for name in ("coverage", "path-pca", "pull", "updates"):
+        assert (folder / f"tiny-{name}.png").read_bytes().startswith(PNG), name
     text = (tmp_path / "tiny.md").read_text()
     assert text.count("## Block transformer.h.") == 3
     assert text.count("all heads") == 6
