@@ -670,6 +670,55 @@ def updates(
     return flat
 
 
+def components(terms: dict[str, np.ndarray], seen: Observations) -> Numbers:
+    """What Components reports of a site.
+
+    Args:
+        terms: (N, d) of each, by name.
+        seen: the states, which half precision rounds.
+    """
+    state, positions, contexts = seen.states, seen.positions, seen.contexts
+    length, number = np.linalg.norm(state, axis=-1), len(state)
+    flat: Numbers = {}
+    means: dict[str, list[np.ndarray]] = {}
+    ids, of_context = np.unique(contexts, return_inverse=True)
+    for name, term in terms.items():
+        size = np.linalg.norm(term, axis=-1)
+        with np.errstate(invalid="ignore"):
+            found = {
+                "importance": PerToken((term * state).sum(-1) / length**2, size / length),
+                "cosine": PerToken((term * state).sum(-1) / (size * length), np.ones(number)),
+                "l2": PerToken(np.linalg.norm(term - state, axis=-1), size + length),
+                "norm_ratio": PerToken(size / length, size / length),
+            }
+        for what, numbers in found.items():
+            rows = [numbers.value[of_context == c].mean() for c in range(len(ids))]
+            means.setdefault(what, []).append(np.array(rows))
+            by_token = moments(numbers), moments_at_position(numbers, positions)
+            if np.isnan(numbers.value).any():  # the cosine of a term that is nothing
+                by_token = nothing_of(by_token[0]), nothing_of(by_token[1])
+            flat |= prefixed(f"{what}.{name}.", by_token[0])
+            flat |= prefixed(f"{what}.{name}.at_position.", by_token[1])
+    for what, columns in means.items():
+        table = np.stack(columns, 1)
+        size = np.nanmax(np.abs(table), initial=1.0)
+        flat[f"by_context.{what}"] = relative_to(np.full(table.shape, size), table)
+    flat |= {"by_context.context_id": exact(ids), "left_out": exact(0)}
+    flat["by_context.tokens"] = exact(np.bincount(of_context))
+    missing = np.linalg.norm(np.sum(list(terms.values()), 0) - state, axis=-1)
+    gap = PerToken(missing / length, np.ones(number))
+    flat |= prefixed("gap.at_position.", moments_at_position(gap, positions))
+    return flat | prefixed("gap.", moments(gap))
+
+
+def nothing_of(numbers: Numbers) -> Numbers:
+    """What is reported where nothing was counted."""
+    return {
+        name: exact(np.full(np.shape(one.value), 0 if name == "count" else np.nan))
+        for name, one in numbers.items()
+    }
+
+
 def written(state: np.ndarray, head: np.ndarray) -> dict[str, PerToken]:
     """What one head adds to a state, relative to the state's centred radius."""
     size = np.linalg.norm(head, axis=-1) / np.linalg.norm(centred(state), axis=-1)

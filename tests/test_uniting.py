@@ -149,7 +149,7 @@ def test_parts_that_cannot_be_united() -> None:
     other = measure(statistics=[gh.PosCtx(contexts=9)]).geometry()
     with pytest.raises(SchemaError, match=r"pos_ctx\.contexts differs: 4096 on part 0, 9 "):
         gh.merge([geometry, other], unite=True)
-    with pytest.raises(SchemaError, match=r"model differs: .Stack unnamed \(48 parameters\)"):
+    with pytest.raises(SchemaError, match=r"model differs: .Stack unnamed \(72 parameters\)"):
         gh.merge([geometry, measure(model=Stack(WIDTH, depth=2)).geometry()], unite=True)
     free = measure(statistics=[Free()])
     with pytest.raises(SchemaError, match="parameters have to be JSON"):

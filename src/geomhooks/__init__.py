@@ -16,7 +16,9 @@ from geomhooks.second_moment import SecondMoment
 from geomhooks.snapshot import Geometry, load, merge
 from geomhooks.statistics import (
     Attention,
+    Components,
     Covariance,
+    FeedForwardFit,
     GroupMeans,
     NextWord,
     PosCtx,
@@ -32,7 +34,9 @@ from geomhooks.watcher import Watch, watch
 __all__ = [
     "Accumulator",
     "Attention",
+    "Components",
     "Covariance",
+    "FeedForwardFit",
     "Geometry",
     "GeomhooksError",
     "GroupMeans",

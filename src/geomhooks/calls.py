@@ -38,6 +38,7 @@ STATED = (
     "decoder_position_ids",
     "tgt_key_padding_mask",
     "src_key_padding_mask",
+    "labels",
 )
 PLAIN = ("tgt", "src")
 
@@ -130,6 +131,7 @@ class Call:
 
     Attributes:
         ids: (B, T) token ids.
+        labels: (B, T) what a model is to say of each token, -100 for nothing.
         grid: (B, T) of its tokens, where it tells.
         mask: 2-D mask, nonzero where real.
         square_mask: (B, heads, T or 1, keys) mask over queries and keys.
@@ -145,6 +147,7 @@ class Call:
     """
 
     ids: Tensor | None = None
+    labels: Tensor | None = None
     grid: tuple[int, int] | None = None
     mask: Tensor | None = None
     square_mask: Tensor | None = None
@@ -202,6 +205,9 @@ def read_call(
             call.grid = (
                 (embeds.shape[0], embeds.shape[1]) if embeds.ndim > 2 else (1, embeds.shape[0])
             )
+    labels = arguments.get("labels")
+    if isinstance(labels, Tensor) and not prefix and not labels.is_floating_point():
+        call.labels = labels
     call.mask = _stated(arguments.get(prefix + "attention_mask"))
     call.positions = _stated_positions(arguments.get(prefix + "position_ids"))
     if parent is not None and call.mask is None and same_tensor(call.ids, parent.ids):
@@ -211,6 +217,8 @@ def read_call(
         if call.mask is None and call.positions is None:
             return None
         call.ids = parent.ids  # as in models that put images among the embeddings of a text
+    if parent is not None and parent.one_stack and parent.grid == call.grid:
+        call.labels = parent.labels if call.labels is None else call.labels
     if inner and parent is not None:
         call.text = parent.text
     call.cache = cache_of(arguments)

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from geomhooks.version import __version__
 __all__ = [
     "SCHEMA",
     "first_key_of",
+    "kind_of",
     "pack_state",
     "read_document",
     "read_file",
@@ -276,6 +277,39 @@ def read_document(
         FileNotFoundError: there is no such file.
         FileFormatError: it is truncated, not geomhooks', of another kind, or of a newer schema.
     """
+    with _opened(path, kind) as (file, document):
+        found = _kind(document)
+        name = os.fspath(path)
+        if found != kind:
+            remedy = f"read it with {LOADERS[found]}(path)" if found in LOADERS else UPGRADE
+            raise FileFormatError(f"{name} holds a {found}, not a {kind}: {remedy}")
+        if document.get("schema") != schema:
+            raise FileFormatError(
+                f"{name} has schema {document.get('schema')!r}; this version reads {schema}. "
+                f"{UPGRADE}"
+            )
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return document, tensors
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """What a file holds, "geometry" or "history"; its tensors are not read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: it is truncated, or not geomhooks'.
+    """
+    with _opened(path, "geometry or history") as (_, document):
+        return _kind(document)
+
+
+def _kind(document: Mapping[str, Any]) -> str:
+    return str(document.get("kind", "geometry"))
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], what: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """An open file of geomhooks' and its JSON."""
     name = os.fspath(path)
     if not Path(path).exists():
         raise FileNotFoundError(f"no such file: {name}")
@@ -284,17 +318,6 @@ def read_document(
             metadata = file.metadata() or {}
             if KEY not in metadata:
                 raise FileFormatError(f"{name} is a safetensors file, but not geomhooks'")
-            document = json.loads(metadata[KEY])
-            found = document.get("kind", "geometry")
-            if found != kind:
-                remedy = f"read it with {LOADERS[found]}(path)" if found in LOADERS else UPGRADE
-                raise FileFormatError(f"{name} holds a {found}, not a {kind}: {remedy}")
-            if document.get("schema") != schema:
-                raise FileFormatError(
-                    f"{name} has schema {document.get('schema')!r}; this version reads {schema}. "
-                    f"{UPGRADE}"
-                )
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            yield file, json.loads(metadata[KEY])
     except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{name} is truncated or no {kind} file: {error}") from error
-    return document, tensors
+        raise FileFormatError(f"{name} is truncated or no {what} file: {error}") from error

@@ -38,6 +38,7 @@ class Frame:
         latest: the hidden state that was read last, how often it had been written, and what is
             known of it.
         running: by site, the block that is in a call now, where its sublayers are looked at.
+        embedded: by site, what went into the norm of embeddings before it.
     """
 
     call: Call
@@ -51,6 +52,7 @@ class Frame:
     latest_version: int = 0
     latest_reductions: Reduced | None = None
     running: dict[str, Running] = field(default_factory=dict)
+    embedded: dict[str, Tensor] = field(default_factory=dict)
     counts: bool = True
     thread: int = field(default_factory=threading.get_ident)
 

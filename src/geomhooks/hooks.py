@@ -29,6 +29,7 @@ __all__ = [
     "CloseStream",
     "Hook",
     "OpenStream",
+    "ReadEmbeddings",
     "ReadInput",
     "ReadOutput",
     "ReadSublayer",
@@ -71,6 +72,9 @@ class Router(Protocol):
         borrowed: bool,
     ) -> None:
         """A module inside of a block shows what it adds."""
+
+    def keep_embedded(self, site: SitePlan, into: Tensor | None, *, borrowed: bool) -> None:
+        """A norm of embeddings shows what goes into it."""
 
 
 class Hook:
@@ -124,7 +128,7 @@ def put_on(module: nn.Module, hook: Hook, first: bool = False) -> RemovableHandl
     Compiled code is guarded by the numbers of those hooks that are always called; with new numbers
     it would be compiled again for each watch.
     """
-    before = isinstance(hook, (OpenStream, ReadInput, BeginBlock))
+    before = isinstance(hook, (OpenStream, ReadInput, BeginBlock, ReadEmbeddings))
     taken = module._forward_pre_hooks if before else module._forward_hooks
     number = -1
     while number in taken:
@@ -304,10 +308,41 @@ class ReadSublayer(Hook):
                 self.watch.keep(self.site, self.look, name, tensor, what, borrowed=borrowed)
 
 
+class ReadEmbeddings(Hook):
+    """Before the norm of embeddings that comes before the first block of a stack."""
+
+    def __init__(self, watch: Router, site: SitePlan) -> None:
+        super().__init__(watch)
+        self.site = site
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Forward pre-hook."""
+        if is_recorded():
+            return
+        entered = find_tensor((*args, kwargs))
+        if torch.compiler.is_compiling():
+            read_compiled(self.ticket, None, entered)
+        elif self.counts:
+            self.watch.keep_embedded(self.site, entered, borrowed=False)
+
+    def shown(self, out: Tensor | None, into: Tensor | None, *, borrowed: bool) -> None:
+        """The tensor is there."""
+        if self.counts:
+            self.watch.keep_embedded(self.site, into, borrowed=borrowed)
+
+
 # Around a compiled model torch calls the root's hooks itself: they are no code to be compiled.
 CODE = tuple(
     kind.__call__.__code__
-    for kind in (OpenStream, CloseStream, ReadInput, ReadOutput, BeginBlock, ReadSublayer)
+    for kind in (
+        OpenStream,
+        CloseStream,
+        ReadInput,
+        ReadOutput,
+        BeginBlock,
+        ReadSublayer,
+        ReadEmbeddings,
+    )
 )
 
 

@@ -23,6 +23,7 @@ from geomhooks.tokens import TokenStream
 from geomhooks.two_way import TwoWay
 
 if TYPE_CHECKING:
+    from geomhooks.anatomy.families import Stack
     from geomhooks.anatomy.live import LiveBlock, LiveLens
     from geomhooks.anatomy.parts import Attention
 
@@ -47,6 +48,7 @@ class SitePlan:
     whole_stack: bool
     block: LiveBlock | None = None
     lens: LiveLens | None = None
+    around: Stack | None = None
     time_axis: int | None = None
     looks: list[Look] = field(default_factory=list)
     needs: frozenset[str] = frozenset()
@@ -70,6 +72,27 @@ class SitePlan:
     def sublayers(self) -> int:
         """How many sublayers the block has."""
         return 0 if self.block is None else len(self.block.latest.sublayers)
+
+    @property
+    def depth(self) -> int:
+        """How many blocks of the stack around it have run."""
+        if self.around is None or self.place.is_input:
+            return 0
+        return [block.name for block in self.around.blocks].index(self.place.name) + 1
+
+    @property
+    def reads_source(self) -> bool:
+        """Blocks of the stack around it have attention to another stack."""
+        blocks = () if self.around is None else self.around.blocks
+        return any(sublayer.kind == "cross_attention" for b in blocks for sublayer in b.sublayers)
+
+    @property
+    def embedding_norm(self) -> nn.Module | None:
+        """The norm of embeddings whose input is looked at for the first block's."""
+        embeddings = None if self.around is None else self.around.embeddings
+        if embeddings is None or embeddings.norm is None or not self.place.is_input:
+            return None
+        return embeddings.norm.module
 
     def uses(self, what: str) -> bool:
         """Some statistic uses this of the model's anatomy."""
@@ -242,6 +265,8 @@ class Plan:
             norm.centred if norm else False,
             *((0, "") if attention is None else (attention.heads, attention.site)),
             sublayers,
+            site.depth,
+            site.reads_source,
         )
         own = {s.name: s.accumulators(info) for s in site.statistics if s.scope == "site"}
         streams = self.state.streams

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -37,12 +37,15 @@ from geomhooks.state import State
 from geomhooks.statistics import PosCtx, Sphere
 from geomhooks.statistics.base import Statistic
 
+if TYPE_CHECKING:
+    from geomhooks.anatomy.families import Anatomy, Stack
+
 __all__ = ["make_plan"]
 
 DEFAULT_OPEN = 256
 TIME_FIRST = "t b d -> b t d"
 AVAILABLE_TAPS = ("out", "in", "gain", "bias")
-AVAILABLE_PARTS = ("query_key", "logit_lens", "additions", "heads")
+AVAILABLE_PARTS = ("query_key", "logit_lens", "head", "additions", "heads", "stack")
 OF_BLOCKS = {
     "query_key": "the attention of blocks",
     "additions": "what the sublayers of blocks add",
@@ -161,10 +164,11 @@ def describe_parts(root: nn.Module, plans: Iterable[SitePlan]) -> None:
     known = {block.name: block for block in blocks}
     stacks = list(dict.fromkeys(block.stack for block in blocks))
     lenses: dict[str, LiveLens] = {}
+    watched = {(plan.place.name, s.name) for plan in plans for s in plan.statistics}
     for plan in plans:
         name, stack = plan.place.name, plan.place.stack
         used = next((what for what in OF_BLOCKS if plan.uses(what)), None)
-        if used is not None:
+        if used is not None and not plan.place.is_input:
             if name not in known:
                 raise SiteError(
                     f"{user_of(plan, used)} reads {OF_BLOCKS[used]}, and {name!r} is none of "
@@ -173,22 +177,53 @@ def describe_parts(root: nn.Module, plans: Iterable[SitePlan]) -> None:
             plan.block = LiveBlock(family, known[name])
         if plan.uses("additions") and plan.block is not None:
             plan.looks = looks_at(plan.block.latest, plan.uses("heads"))
-        if plan.uses("logit_lens"):
+        if plan.uses("stack"):
+            plan.around = stack_around(plan, find_anatomy(root), watched)
+        if plan.uses("logit_lens") or plan.uses("head"):
             if not stack and len(stacks) > 1:
                 raise SiteError(
-                    f"{user_of(plan, 'logit_lens')} looks at states through the final norm of "
-                    f"their stack, and {name!r} may be of any of {', '.join(stacks)}; give it the "
-                    "sites 'blocks'"
+                    f"{user_of(plan, 'logit_lens', 'head')} looks at states through the final norm "
+                    f"of their stack, and {name!r} may be of any of {', '.join(stacks)}; give it "
+                    "the sites 'blocks'"
                 )
             stack = stack or stacks[0]
             if stack not in lenses:
                 lenses[stack] = LiveLens(root, find_anatomy(root), stack)
             plan.lens = lenses[stack]
+            if plan.uses("head") and plan.lens.head() is None:
+                raise SiteError(
+                    f"{user_of(plan, 'head')} puts states through the model's head, and "
+                    f"{type(root).__name__} has none that is known; give it a model with a head "
+                    "for language modelling"
+                )
 
 
-def user_of(plan: SitePlan, what: str) -> str:
-    """The name of a statistic that uses something."""
-    return next(statistic.name for statistic in plan.statistics if what in statistic.uses)
+def stack_around(plan: SitePlan, anatomy: Anatomy, watched: set[tuple[str, str]]) -> Stack:
+    """The stack that a site is in, from the first block's input to the last block.
+
+    Raises:
+        SiteError: the site is none of them, or what comes before it is not watched.
+    """
+    name, user = plan.place.name, user_of(plan, "stack")
+    stack = anatomy.stacks.get(plan.place.stack)
+    names = [] if stack is None else [f"{stack.blocks[0].name}@in", *(b.name for b in stack.blocks)]
+    if stack is None or name not in names:
+        raise SiteError(
+            f"{user} follows hidden states from block to block, and {name!r} is no block and not "
+            "what comes into the first one; give it the sites 'blocks'"
+        )
+    missing = [other for other in names[: names.index(name)] if (other, user) not in watched]
+    if missing:
+        raise SiteError(
+            f"{user} at {name!r} goes on from the sites before it, of which {missing[0]!r} is not "
+            "watched; give it the sites 'blocks'"
+        )
+    return stack
+
+
+def user_of(plan: SitePlan, *what: str) -> str:
+    """The name of a statistic that uses one of some things."""
+    return next(s.name for s in plan.statistics if set(what) & set(s.uses))
 
 
 def warn_of_other_models(statistics: Iterable[Statistic], model: str) -> None:
@@ -250,10 +285,16 @@ def check_statistics(wishes: list[tuple[Selector, list[Statistic]]]) -> dict[str
                     raise SiteError(
                         f"{statistic.name}: uses {part!r}; there are {', '.join(AVAILABLE_PARTS)}"
                     )
-            if "additions" in statistic.uses and "in" not in statistic.taps:
+            taps = (*statistic.taps, *statistic.optional_taps)
+            if "additions" in statistic.uses and "in" not in taps:
                 raise SiteError(
                     f"{statistic.name}: uses 'additions', which are made to a block's input; its "
                     "taps must have 'in'"
+                )
+            if "heads" in statistic.uses and "additions" not in statistic.uses:
+                raise SiteError(
+                    f"{statistic.name}: uses 'heads', which are of additions; it must use "
+                    "'additions' too"
                 )
             for need in statistic.needs:
                 if need not in NAMES:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from geomhooks.calls import Call, Statement, add_statement, read_call, read_plain_call
 from geomhooks.contexts import again, to_device
-from geomhooks.errors import HookError, SiteError, WatchError
+from geomhooks.errors import SiteError, WatchError
 from geomhooks.frames import (
     Frame,
     outside_transforms,
@@ -27,9 +27,9 @@ from geomhooks.openers import Opener
 from geomhooks.plan import Parts, Plan, SitePlan
 from geomhooks.reductions import reduce
 from geomhooks.reductions.products import add_products
-from geomhooks.running import Look, Running
+from geomhooks.running import Look, Running, look_back
 from geomhooks.schedule import Schedule
-from geomhooks.sharded import local_tensor
+from geomhooks.sharded import REPLICATED, local_tensor
 from geomhooks.shortcut import Shortcut, Stage
 from geomhooks.sites import rearranged, to_batch_time_width
 from geomhooks.state import SiteState
@@ -39,10 +39,6 @@ from geomhooks.tokens import Tokens
 __all__ = ["Routing"]
 
 peek_transforms = torch._C._functorch.peek_interpreter_stack
-REPLICATED = (
-    "Watch a site that is replicated, such as a whole block, or have the parallel plan replicate "
-    "it: output_layouts=Replicate()"
-)
 
 
 class Routing:
@@ -167,6 +163,20 @@ class Routing:
         if running is not None:
             running.keep(look, name, tensor, found, borrowed)
 
+    def keep_embedded(self, site: SitePlan, into: Tensor | None, *, borrowed: bool) -> None:
+        """Keep what goes into a norm of embeddings, until the first block's input is read.
+
+        Args:
+            site: that input.
+            into: what the norm shows.
+            borrowed: its memory is good for the time of this call only.
+        """
+        frame = self._frames[-1] if self._frames else None
+        if frame is not None and frame.counts and into is not None:
+            name = site.place.name
+            tensor = unwrap_transforms(into, name).detach()
+            frame.embedded[name] = tensor.clone() if borrowed else tensor
+
     def _make_lone_frame(self, site: SitePlan) -> Frame:
         """For a site that is called by itself, outside of any call that opens a stream."""
         counts = self._schedule.counts_mode(site.place.module.training)
@@ -268,6 +278,7 @@ class Routing:
                 taps["in"] = before
             reading = Reading(state.site, taps, tokens, reductions, shift, plans, {})
             if seen is not None and before is not None and site.block is not None:
+                reading.block = site.block.now()
                 reading.additions = site.block.additions(before, seen)
             update(site, parts, frame, reading)
             state.forwards.value.add_(1)
@@ -357,52 +368,24 @@ def shown_at(site: SitePlan, tensor: Tensor, frame: Frame) -> tuple[Tensor, int]
     return to_batch_time_width(tensor, name, layout, frame.grid), heads
 
 
-def look_back(
-    site: SitePlan, running: Running | None, out: Tensor, grid: tuple[int, int] | None
-) -> list[dict[str, Tensor] | None]:
-    """What the sublayers of a block have given out in the call that ends, (B, T, ...) by name.
-
-    Args:
-        site: the block.
-        running: that call, or None where its beginning was not seen.
-        out: what the block gives out.
-        grid: of :func:`geomhooks.sites.to_batch_time_width`.
-
-    Raises:
-        HookError: a sublayer was not seen.
-        SiteError: what it gave out cannot be read.
-    """
-    name = site.place.name
-    if running is None:
-        raise HookError(
-            f"site {name!r} was read without the beginning of its call: the watch was attached, or "
-            "resumed, in the middle of a forward; do it between two"
-        )
-    running.check_input(name, out)
-
-    def bring(tensor: Tensor, what: str) -> Tensor:
-        tensor = local_tensor(tensor, what, REPLICATED)
-        if not tensor.is_nested and tensor.shape[:-1] != out.shape[:-1]:
-            if tensor.numel() * out.shape[-1] != out.numel() * tensor.shape[-1]:
-                raise SiteError(
-                    f"{what}: its module shows a tensor of shape {tuple(tensor.shape)}, and the "
-                    f"block one of shape {tuple(out.shape)}; of each token one row is needed"
-                )
-            tensor = tensor.reshape(*out.shape[:-1], tensor.shape[-1])  # some join batch and time
-        return to_batch_time_width(tensor, name, site.layout, grid)
-
-    return running.of_sublayers(site.looks, site.sublayers, bring)
-
-
 def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None:
     """Hand one reading to statistics of a site."""
     if site.norm is not None and reading.site.norm_eps is not None:
         reading.taps["gain"], reading.taps["bias"] = site.norm.affine(reading.taps["out"])
-    used = {what for statistic, _ in parts for what in statistic.uses}
-    if "query_key" in used and site.block is not None:
+    if site.block is not None and any("query_key" in s.uses for s, _ in parts):
         reading.query_key = site.block.query_key(reading.tokens.positions)
-    if "logit_lens" in used and site.lens is not None:
+    if site.lens is not None and any("logit_lens" in s.uses for s, _ in parts):
         reading.lens = site.lens.now()
+    if site.lens is not None and any("head" in s.uses for s, _ in parts):
+        reading.head = site.lens.head()
+    if site.around is not None:
+        reading.stack = site.around
+        embedded = frame.embedded.pop(site.place.name, None)
+        if embedded is not None:
+            grid = reading.taps["out"].shape[:2]
+            reading.taps["embedded"] = to_batch_time_width(
+                embedded, site.place.name, site.layout, (grid[0], grid[1])
+            )
     for statistic, states in parts:
         if statistic.name not in frame.carry:
             frame.carry[statistic.name] = {}

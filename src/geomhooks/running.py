@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from geomhooks.errors import HookError, SiteError
 from geomhooks.frames import unwrap_transforms, version_of
+from geomhooks.sharded import REPLICATED, local_tensor
+from geomhooks.sites import to_batch_time_width
 
 if TYPE_CHECKING:
     from geomhooks.anatomy.parts import BlockParts
+    from geomhooks.plan import SitePlan
 
-__all__ = ["Look", "Running", "looks_at"]
+__all__ = ["Look", "Running", "look_back", "looks_at"]
 
 
 class Look(NamedTuple):
@@ -171,3 +174,40 @@ class Running:
                     )
                 named[name] = bring(kept[name].tensor, look.what)
         return found
+
+
+def look_back(
+    site: SitePlan, running: Running | None, out: Tensor, grid: tuple[int, int] | None
+) -> list[dict[str, Tensor] | None]:
+    """What the sublayers of a block have given out in the call that ends, (B, T, ...) by name.
+
+    Args:
+        site: the block.
+        running: that call, or None where its beginning was not seen.
+        out: what the block gives out.
+        grid: of :func:`geomhooks.sites.to_batch_time_width`.
+
+    Raises:
+        HookError: a sublayer was not seen.
+        SiteError: what it gave out cannot be read.
+    """
+    name = site.place.name
+    if running is None:
+        raise HookError(
+            f"site {name!r} was read without the beginning of its call: the watch was attached, or "
+            "resumed, in the middle of a forward; do it between two"
+        )
+    running.check_input(name, out)
+
+    def bring(tensor: Tensor, what: str) -> Tensor:
+        tensor = local_tensor(tensor, what, REPLICATED)
+        if not tensor.is_nested and tensor.shape[:-1] != out.shape[:-1]:
+            if tensor.numel() * out.shape[-1] != out.numel() * tensor.shape[-1]:
+                raise SiteError(
+                    f"{what}: its module shows a tensor of shape {tuple(tensor.shape)}, and the "
+                    f"block one of shape {tuple(out.shape)}; of each token one row is needed"
+                )
+            tensor = tensor.reshape(*out.shape[:-1], tensor.shape[-1])  # some join batch and time
+        return to_batch_time_width(tensor, name, site.layout, grid)
+
+    return running.of_sublayers(site.looks, site.sublayers, bring)

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from geomhooks.errors import SiteError
 
-__all__ = ["is_spread", "local_tensor"]
+__all__ = ["REPLICATED", "is_spread", "local_tensor"]
+
+REPLICATED = (
+    "Watch a site that is replicated, such as a whole block, or have the parallel plan replicate "
+    "it: output_layouts=Replicate()"
+)
 
 
 def is_spread(tensor: Tensor) -> bool:

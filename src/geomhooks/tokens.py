@@ -94,6 +94,8 @@ class Tokens:
         last: (B,) the context that each row ended with, or None where the user states contexts.
         end: how many positions a cache of these rows holds afterwards.
         ids: (B, T) int64 ids of the tokens, or None where the call has none of that shape.
+        present: (B, T) bool, the entries that no mask hides, some of which may not be counted.
+        labels: (B, T) int64 what the model is asked to say, -100 for nothing, or None.
     """
 
     real: Tensor
@@ -111,6 +113,8 @@ class Tokens:
     last: Tensor | None = None
     end: int | Tensor = 0
     ids: Tensor | None = None
+    present: Tensor | None = None
+    labels: Tensor | None = None
 
     @cached_property
     def arrays(self) -> TokenArrays:
@@ -239,7 +243,7 @@ class Tokens:
         part = copy.copy(self)
         part.forget_views()
         part.rows = None
-        for name in ("real", "positions", "first", "segments", "ids"):
+        for name in ("real", "positions", "first", "segments", "ids", "present", "labels"):
             value = getattr(self, name)
             setattr(part, name, None if value is None else value[rows])
         return part
@@ -394,6 +398,9 @@ class TokenStream:
         tokens.end = on_device(call.past, device) + length
         if call.text and call.ids is not None and tuple(call.ids.shape) == (batch, length):
             tokens.ids = call.ids.to(device)
+        tokens.present = real
+        if call.labels is not None and tuple(call.labels.shape) == (batch, length):
+            tokens.labels = call.labels.to(device)
         tokens.interval = (
             start is not None and not masked and tokens.rows is None and tokens.segments is None
         )

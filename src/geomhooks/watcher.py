@@ -21,6 +21,7 @@ from geomhooks.hooks import (
     CloseStream,
     Hook,
     OpenStream,
+    ReadEmbeddings,
     ReadInput,
     ReadOutput,
     ReadSublayer,
@@ -84,6 +85,8 @@ class Watch(Routing):
             if site.looks:
                 hooks.append((site.place.module, BeginBlock(self, site)))
             hooks += [(look.module, ReadSublayer(self, site, look)) for look in site.looks]
+            if site.embedding_norm is not None:
+                hooks.append((site.embedding_norm, ReadEmbeddings(self, site)))
             kind = ReadInput if site.place.is_input else ReadOutput
             hooks.append((site.place.module, kind(self, site)))
         # Last, so that a site which is itself such a module is read before its forward is closed.

@@ -30,7 +30,7 @@ class Collect(gh.Statistic):
         self.heads = heads
         self.found: dict[str, list[Shown]] = {}
         if heads:
-            self.uses = ("additions", "heads")  # type: ignore[misc]
+            self.uses = ("additions", "heads")
 
     def accumulators(self, site: Any) -> dict[str, Any]:
         return {"count": gh.Sum(dtype=torch.int64)}

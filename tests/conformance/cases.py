@@ -43,6 +43,7 @@ from tests.reference import (
     Numbers,
     Observations,
     attention,
+    components,
     covariance,
     exact,
     group_means,
@@ -143,12 +144,13 @@ def describe(block: Block) -> BlockParts:
     """
     weights = {name: torch.from_numpy(w) for name, w in head_weights(block.index).items()}
     query, key = (Heads(weights[n], weights[f"{n}_bias"]) for n in ("query", "key"))
+    value = Heads(torch.zeros(HEADS, WIDTH, WIDTH // HEADS), None)
     turn, push = block.find("turn"), block.find("push")
     scale = unwrap_transforms(turn.scale, block.name).detach()
     output = Output(torch.diag(scale).flip(0).view(HEADS, -1, WIDTH), None, turn)
     attention = Attention(
         block.name, block.name, block.module, block.site, HEADS, KEY_HEADS, SCALE, True, None,
-        None, query, key, key, output,
+        None, query, key, value, output,
     )  # fmt: skip
     down = Linear(torch.zeros(1, WIDTH), None, push)
     up = Linear(torch.zeros(WIDTH, 1), None)
@@ -241,6 +243,22 @@ def updates_of_blocks(dense: Dense) -> dict[str, Numbers]:
     return numbers
 
 
+def components_of_blocks(dense: Dense) -> dict[str, Numbers]:
+    """Of all sites: the blocks have no biases, and nothing but their sublayers."""
+    numbers, terms = {}, {}
+    for site, seen in dense.items():
+        if seen.added is None or not seen.added.shape[1]:
+            nothing = np.zeros_like(seen.states)
+            terms = {"input": seen.states, "attention": nothing, "feed_forward": nothing}
+            terms["correction"] = nothing
+        else:
+            turned, pushed = seen.added[:, 0, 1], seen.added[:, 1, 1]
+            terms = terms | {"attention": terms["attention"] + turned}
+            terms = terms | {"feed_forward": terms["feed_forward"] + pushed}
+        numbers[site] = components(terms, seen)
+    return numbers
+
+
 def extent(dense: Dense) -> dict[str, Numbers]:
     norms = [np.linalg.norm(seen.states, axis=-1) for seen in dense.values()]
     return {
@@ -299,6 +317,12 @@ CASES = {
             lambda: gh.Updates(heads=True),
             updates_of_blocks,
             lambda geometry, site: geometry[site].updates,
+        ),
+        Case(
+            "components",
+            lambda: gh.Components(contexts=64),
+            components_of_blocks,
+            lambda geometry, site: geometry[site].components,
         ),
         Case(
             "sphere",

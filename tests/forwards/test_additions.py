@@ -408,3 +408,6 @@ def test_additions_need_a_block_s_input() -> None:
 
     with pytest.raises(SiteError, match=r"blind: uses 'additions', .* its taps must have 'in'"):
         gh.watch(Stack(8), statistics=[Blind()])
+    Blind.uses = ("heads",)
+    with pytest.raises(SiteError, match=r"blind: uses 'heads', which are of additions; it must"):
+        gh.watch(Stack(8), statistics=[Blind()])

@@ -105,6 +105,22 @@ def test_a_real_model_against_float64() -> None:
     assert float(pull[-1]) > 0, "and ends nearer to the next one"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_model_of_another_type(dtype: torch.dtype) -> None:
+    """Numbers are those of its own states, rows and norm, each as it is, in float64."""
+    model, ids = tiny_gpt2_lm().to(dtype), token_ids(3, 9)
+    kept: list[Tensor] = []
+    handle = model.transformer.h[1].register_forward_hook(lambda m, a, out: kept.append(out))
+    found = measure(model, {"input_ids": ids})["transformer.h.1"].next_word
+    handle.remove()
+    norm = model.transformer.ln_f
+    weights = (model.lm_head.weight, norm.weight, norm.bias)
+    lens = Lens(*(w.detach().double().numpy() for w in weights), norm.eps)
+    states = kept[0].double().numpy().reshape(27, 16)
+    seen = Observations(states, np.tile(np.arange(9), 3), np.repeat(np.arange(3), 9))
+    compare(found, next_word(seen, ids.flatten().numpy(), lens), "transformer.h.1")
+
+
 def test_bias_and_cap_of_the_head() -> None:
     model, ids = tiny_gpt2_lm(), token_ids(3, 9)
     model.lm_head = nn.Linear(16, 50)

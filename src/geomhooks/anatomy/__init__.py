@@ -15,6 +15,7 @@ from geomhooks.anatomy.families import Anatomy, Family, Stack
 from geomhooks.anatomy.finding import families, find_anatomy, register
 from geomhooks.anatomy.known.torch_layers import torch_family
 from geomhooks.anatomy.logits import SplitLogits, attention_parts
+from geomhooks.anatomy.origins import Origins
 from geomhooks.anatomy.parts import (
     MLP,
     Attention,
@@ -44,6 +45,7 @@ from geomhooks.anatomy.rebuilding import (
     mlp_output,
     normed,
 )
+from geomhooks.anatomy.terms import Terms
 from geomhooks.anatomy.virtual_matrices import (
     HeadSpectra,
     constants_of_norm,
@@ -79,12 +81,14 @@ __all__ = [
     "HeadWords",
     "Heads",
     "Linear",
+    "Origins",
     "Output",
     "RankedWords",
     "SingularWords",
     "SplitLogits",
     "Stack",
     "Sublayer",
+    "Terms",
     "WordRows",
     "Words",
     "Written",

@@ -39,6 +39,8 @@ class Addition(NamedTuple):
     """(..., T, d) scale * after(raw)"""
     raw: Tensor
     """(..., T, d) the part's own output, its bias in it"""
+    read: Tensor
+    """(..., T, d) what the part reads, before the norm that comes before it"""
     mixed: Tensor | None = None
     """(..., T, H k) the heads side by side, before the projection from them; None if not seen"""
 
@@ -111,12 +113,12 @@ def additions_of(
         if seen is None:
             continue
         state = found[-1].left if found else hidden
+        read = hidden if block.parallel else state
         if sublayer.residual_is_normed:
-            read = hidden if block.parallel else state
             state = normed_alike(read, sublayer.part.norm)
         added = seen.out if sublayer.scale == 1 else sublayer.scale * seen.out
         raw = seen.out if seen.raw is None else seen.raw
-        found.append(Addition(name, sublayer, state, added, raw, seen.mixed))
+        found.append(Addition(name, sublayer, state, added, raw, read, seen.mixed))
     return tuple(found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from geomhooks.anatomy.describing import Around, Block
 from geomhooks.anatomy.parts import Attention, BlockParts, Embeddings, Linear
@@ -29,6 +29,8 @@ class Family:
             function that finds it in what is around a stack; or None.
         head: makes of the model and the projection that it names as its head what gives the logits,
             or None where that is more than a projection. By default it is that projection.
+        transform: of such a head, finds in the model what comes before the projection, a function
+            of the last hidden states.
         blocks: classes of blocks by which a model is known that does not say its family itself.
 
     Example:
@@ -64,6 +66,7 @@ class Family:
     embeddings: Callable[[Around], Embeddings] | None = None
     final_norm: str | Callable[[Around], NormModule | None] | None = None
     head: Callable[[nn.Module, Linear], Linear | None] | None = None
+    transform: Callable[[nn.Module], Callable[[Tensor], Tensor]] | None = None
     blocks: tuple[type[nn.Module], ...] = ()
 
 
@@ -95,6 +98,8 @@ class Anatomy:
             has no such head, or one that is more than a projection.
         tied: the unembedding is the embedding of the tokens.
         softcap: c where the head's logits l become c tanh(l / c), else None.
+        head: from the last hidden states (..., d), after the final norm where there is one, to the
+            model's logits (..., V); None where the model has no head that is known.
     """
 
     family: Family
@@ -102,6 +107,7 @@ class Anatomy:
     unembedding: Linear | None
     tied: bool
     softcap: float | None = None
+    head: Callable[[Tensor], Tensor] | None = None
 
     def stack(self, name: str | None = None) -> Stack:
         """A stack by its name, or the only one.

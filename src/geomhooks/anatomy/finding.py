@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from geomhooks.anatomy.describing import Around, Block, linear
 from geomhooks.anatomy.families import Anatomy, Family, Stack
 from geomhooks.anatomy.known import FAMILIES
 from geomhooks.anatomy.parts import BlockParts, Linear
+from geomhooks.anatomy.rebuilding import capped
 from geomhooks.errors import AnatomyError
 from geomhooks.norms import NormModule
 from geomhooks.sites import find_stacks, unwrap
@@ -68,9 +70,11 @@ def find_anatomy(model: nn.Module, family: Family | str | None = None) -> Anatom
             None if family.embeddings is None else family.embeddings(around),
             find_final_norm(family, around),
         )
-    unembedding, tied = find_unembedding(model, family)
+    projection, unembedding, tied = find_unembedding(model, family)
     cap = getattr(getattr(model, "config", None), "final_logit_softcapping", None)
-    return Anatomy(family, stacks, unembedding, tied, None if unembedding is None else cap)
+    cap = None if unembedding is None else cap
+    head = find_head(model, family, projection, unembedding, cap)
+    return Anatomy(family, stacks, unembedding, tied, cap, head)
 
 
 def find_final_norm(family: Family, around: Around) -> NormModule | None:
@@ -81,8 +85,8 @@ def find_final_norm(family: Family, around: Around) -> NormModule | None:
     return None if told is None or around.has(told) is None else around.norm(told)
 
 
-def find_unembedding(model: nn.Module, family: Family) -> tuple[Linear | None, bool]:
-    """The projection to logits, and whether it is that of the tokens."""
+def find_unembedding(model: nn.Module, family: Family) -> tuple[Linear | None, Linear | None, bool]:
+    """The last projection, that to logits if it is all, and whether it is that of the tokens."""
 
     def named(what: str) -> nn.Module | None:
         try:
@@ -93,11 +97,27 @@ def find_unembedding(model: nn.Module, family: Family) -> tuple[Linear | None, b
 
     head, tokens = named("get_output_embeddings"), named("get_input_embeddings")
     if head is None:
-        return None, False
+        return None, None, False
     found, weight = linear(head, "the head"), getattr(tokens, "weight", None)
     tied = isinstance(weight, Tensor) and weight.data_ptr() == found.weight.data_ptr()
     whole = found if family.head is None else family.head(model, found)
-    return whole, tied and whole is not None
+    return found, whole, tied and whole is not None
+
+
+def find_head(
+    model: nn.Module,
+    family: Family,
+    projection: Linear | None,
+    unembedding: Linear | None,
+    cap: float | None,
+) -> Callable[[Tensor], Tensor] | None:
+    """What makes logits of the last hidden states, or None where there is nothing known."""
+    if unembedding is not None:
+        return lambda states: capped(unembedding(states), cap)
+    if projection is None or family.transform is None:
+        return None
+    transform = family.transform(model)
+    return lambda states: projection(transform(states))
 
 
 def described(family: Family, block: Block) -> BlockParts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -76,7 +76,7 @@ class LiveLens:
             if not any(name.startswith(f"{blocks}.") for blocks in anatomy.stacks)
         ]
         self._seen = self._places()
-        self._lens = lens_of(anatomy, stack)
+        self._lens, self._head = lens_of(anatomy, stack), anatomy.head
 
     def now(self) -> LogitLens:
         """The lens; made anew where the rows are elsewhere than when it last was."""
@@ -84,7 +84,13 @@ class LiveLens:
         if places != self._seen:
             anatomy = find_anatomy(self._model, self._family)
             self._lens, self._seen = lens_of(anatomy, self._stack), places
+            self._head = anatomy.head
         return self._lens
+
+    def head(self) -> Callable[[Tensor], Tensor] | None:
+        """What makes logits of the last states, after the final norm; None where there is none."""
+        self.now()
+        return self._head
 
     def _places(self) -> list[tuple[int, torch.device]]:
         return places_of(p for module in self._outer for p in module.parameters(recurse=False))

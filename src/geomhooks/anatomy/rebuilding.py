@@ -50,7 +50,8 @@ def attention_logits(
     Args:
         attention: of a block.
         hidden: (B, T, d) before the norm.
-        positions: (T,), or (B, T), of its tokens; by default 0 to T - 1.
+        positions: (T,), or (B, T), of its tokens; by default 0 to T - 1. Where rows have positions
+            of their own, distances are still those of columns.
         source: (B, S, d) the other stack's output, for cross-attention.
 
     Raises:
@@ -71,6 +72,9 @@ def attention_logits(
         other = torch.arange(source.shape[1], device=source.device)
     logits = query_key_logits(query, key, attention.scale).sum((0, 1))
     if attention.distance is not None:
+        if positions.ndim > 1:
+            positions = torch.arange(hidden.shape[1], device=hidden.device)
+            other = positions if source is None else other
         logits = logits + attention.distance(positions, other).to(logits)
     return capped(logits, attention.softcap)
 

@@ -1,4 +1,4 @@
-"""The command line: ``geomhooks demo``, ``demo train``, ``measure`` and ``merge``."""
+"""The command line: ``geomhooks demo``, ``measure``, ``merge`` and ``compare``."""
 
 from __future__ import annotations
 

@@ -13,15 +13,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 import geomhooks as gh
 from geomhooks import measuring
 from geomhooks.cli import demo as demonstration
 from geomhooks.cli import training
+from geomhooks.cli.compare_command import compare_files
 from geomhooks.cli.failures import EXIT_CODES, guarded
+from geomhooks.cli.options import names_in
 from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar, steps_bar
-from geomhooks.cli.table import table
+from geomhooks.cli.table import print_table
 
 __all__ = ["app", "run"]
 
@@ -126,7 +127,7 @@ def train(
     except OSError as error:
         raise measuring.OutputError(f"cannot write {out}: {error.strerror or error}") from error
     for shown in training.tables(history):
-        _print_table(shown)
+        print_table(shown)
     if interrupts.signal:
         raise Interrupted(f"stopped early; wrote {out}", interrupts.signal)
     last = history[history.steps[-1]].sites[-1]
@@ -223,8 +224,8 @@ def measure(
         settings = measuring.Settings(
             model=model,
             text=tuple((source.name, source.digest) for source in sources),
-            statistics=_names(statistics),
-            sites=_names(sites),
+            statistics=names_in(statistics),
+            sites=names_in(sites),
             batch_size=batch_size,
             max_length=reader.length,
             contexts=contexts,
@@ -249,7 +250,7 @@ def measure(
         finished = ranks.gather(isinstance(whole, gh.Geometry))[0]
         if isinstance(whole, gh.Geometry):
             Console(stderr=True).print(f"{out} is finished already", highlight=False)
-            _print_table(whole)
+            print_table(whole)
         elif not finished:
             tokens = sum(ranks.gather(whole.progress.tokens))
             if tokens and ranks.rank == 0:
@@ -276,8 +277,11 @@ def merge(
     geometry = gh.merge(geometries)
     parts = [{"file": f.name, "notes": g.notes} for f, g in zip(files, geometries, strict=True)]
     measuring.save(geometry, out, {"merged": parts})
-    _print_table(geometry)
+    print_table(geometry)
     typer.echo(f"wrote {out}")
+
+
+app.command("compare")(compare_files)
 
 
 def _load(name: str, *, quiet: bool = False, **options: Any) -> measuring.Reader:
@@ -327,20 +331,13 @@ def _read(whole: measuring.Run, out: Path) -> gh.Geometry:
         ranks.gather(mine)
     if ranks.rank:
         return geometry
-    _print_table(geometry)
+    print_table(geometry)
     progress = whole.progress
     typer.echo(
         f"{progress.tokens:,} tokens of {progress.contexts:,} contexts in {progress.seconds:.0f} s;"
         f" wrote {out} ({out.stat().st_size / 1e6:.1f} MB)\n"
     )
     return geometry
-
-
-def _print_table(shown: gh.Geometry | Table) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # whoever reads a pipe wants whole names
-    console.print(table(shown) if isinstance(shown, gh.Geometry) else shown)
 
 
 def _check_earlier_runs(
@@ -370,16 +367,12 @@ def _check_earlier_runs(
         )
 
 
-def _names(commas: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in commas.split(",") if name.strip())
-
-
 def _check_names(statistics: str, sites: str, texts: list[str]) -> None:
     for option, names in {"--statistics": statistics, "--sites": sites}.items():
-        if not _names(names):
+        if not names_in(names):
             raise typer.BadParameter(f"{option} is empty; name one or more, commas between")
     try:
-        measuring.statistics_named(_names(statistics), texts)
+        measuring.statistics_named(names_in(statistics), texts)
     except ValueError as error:
         raise typer.BadParameter(f"--statistics: {error}") from error
 

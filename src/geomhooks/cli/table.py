@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 import geomhooks as gh
 
-__all__ = ["table"]
+__all__ = ["print_table", "table"]
 
 
 class _Column(NamedTuple):
@@ -76,3 +77,11 @@ def table(geometry: gh.Geometry) -> Table:
             ),
         )
     return shown
+
+
+def print_table(shown: gh.Geometry | Table) -> None:
+    """Print to stdout, whole where that is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # whoever reads a pipe wants whole names
+    console.print(table(shown) if isinstance(shown, gh.Geometry) else shown)

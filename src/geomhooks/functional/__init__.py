@@ -1,5 +1,6 @@
 """Pure functions of finished tensors; they know neither modules nor statistics."""
 
+from geomhooks.functional import compare
 from geomhooks.functional.alibi import alibi, alibi_slopes
 from geomhooks.functional.alignment import (
     PosBasis,
@@ -38,6 +39,8 @@ from geomhooks.functional.group_means import (
     standard_errors,
 )
 from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
+from geomhooks.functional.indicators import Indicators, indicators
+from geomhooks.functional.linear_fit import LinearFit, linear_fit
 from geomhooks.functional.logit_shares import (
     LogitShares,
     LogitSums,
@@ -155,7 +158,9 @@ __all__ = [
     "GroupMoments",
     "HeadWrites",
     "Incoherence",
+    "Indicators",
     "KernelFactors",
+    "LinearFit",
     "LogitShares",
     "LogitSums",
     "LogitTerms",
@@ -188,6 +193,7 @@ __all__ = [
     "angle_between",
     "angles_from_first",
     "between_groups",
+    "compare",
     "concentration",
     "condition_number",
     "connected_positions",
@@ -211,10 +217,12 @@ __all__ = [
     "group_similarity",
     "head_writes",
     "incoherence",
+    "indicators",
     "kernel_factorisation",
     "key_only_share",
     "layer_angles",
     "leading_share",
+    "linear_fit",
     "log_map",
     "logit_shares",
     "logit_sums",

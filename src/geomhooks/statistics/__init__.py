@@ -2,7 +2,9 @@
 
 from geomhooks.statistics.attention import Attention
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
+from geomhooks.statistics.components import Components
 from geomhooks.statistics.covariance import Covariance
+from geomhooks.statistics.feed_forward_fit import FeedForwardFit
 from geomhooks.statistics.group_means import GroupMeans
 from geomhooks.statistics.next_word import NextWord
 from geomhooks.statistics.pos_ctx import PosCtx
@@ -14,7 +16,9 @@ __all__ = [
     "LAWS",
     "REGISTRY",
     "Attention",
+    "Components",
     "Covariance",
+    "FeedForwardFit",
     "GroupMeans",
     "NextWord",
     "PosCtx",
@@ -38,5 +42,7 @@ REGISTRY: dict[str, type[Statistic]] = {
         NextWord,
         Trajectories,
         Attention,
+        Components,
+        FeedForwardFit,
     )
 }

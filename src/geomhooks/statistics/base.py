@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,8 @@ from geomhooks.tokens import Tokens, TokenStream
 
 if TYPE_CHECKING:
     from geomhooks.anatomy.additions import Addition
+    from geomhooks.anatomy.families import Stack
+    from geomhooks.anatomy.parts import BlockParts
     from geomhooks.functional.logit_lens import LogitLens
     from geomhooks.functional.query_key import QueryKey
     from geomhooks.reductions import Reduced
@@ -59,6 +61,8 @@ class Site:
         source: of such a block, the site where the hidden states that come in are watched.
         sublayers: of a block, where a statistic uses its additions, the names of its sublayers in
             order, and how many heads each has, 0 for none.
+        depth: where a statistic uses the stack, how many of its blocks have run, this one included.
+        reads_source: of such a stack, its blocks have attention to another one.
     """
 
     name: str
@@ -75,6 +79,8 @@ class Site:
     heads: int = 0
     source: str = ""
     sublayers: Mapping[str, int] = field(default_factory=dict)
+    depth: int = 0
+    reads_source: bool = False
 
 
 @dataclass(slots=True)
@@ -95,8 +101,11 @@ class Reading:
             ``uses`` it, else None.
         lens: what makes the head's logits of the tap "out", where a statistic ``uses`` it, else
             None.
+        head: from states (..., d) after the final norm to the model's logits (..., V), the same.
         additions: what each sublayer of a block adds to the tap "in", in order, where a statistic
-            ``uses`` it, else empty.
+            ``uses`` it, else empty; and then
+        block: the parts of that block.
+        stack: the stack that the site is in, where a statistic ``uses`` it, else None.
     """
 
     site: Site
@@ -108,7 +117,10 @@ class Reading:
     carry: dict[Any, Any]
     query_key: QueryKey | None = None
     lens: LogitLens | None = None
+    head: Callable[[Tensor], Tensor] | None = None
     additions: tuple[Addition, ...] = ()
+    block: BlockParts | None = None
+    stack: Stack | None = None
 
 
 class Statistic(ABC):
@@ -129,7 +141,7 @@ class Statistic(ABC):
       the model's own tensors: read them, never write to them.
     - ``reading.tokens``: ``real`` (B, T), the tokens that count; ``positions`` (B, T); ``at``, the
       rows of an accumulator with a row for each position; ``keys`` (M,), the forward's contexts;
-      ``ids`` (B, T) of the tokens, or None.
+      ``ids`` and ``labels`` (B, T) of the tokens, or None.
     - ``reading.reductions``: what ``needs`` names, of "squared_norm", "ones", "norm", "radius",
       "shifted_squared_norm", "position_sum", "context_sum", "directions", "step" ("radial",
       "tangential", "outward"), "shifted"; each is described at
@@ -142,9 +154,14 @@ class Statistic(ABC):
       which its queries and keys can be made.
     - "logit_lens", where the model says of what stack of blocks a site is: ``reading.lens``, the
       final norm and the head, or the embeddings of a model without one.
+    - "head", at the same sites: ``reading.head``, what makes logits of states after the final norm,
+      also where that is more than a projection.
     - "additions", at blocks: ``reading.additions``, a :class:`geomhooks.anatomy.Addition` of each
       sublayer that ran: what it adds, and to what. In training that is before dropout. With "heads"
-      also what the heads mix, before their projection.
+      also what the heads mix, before their projection. ``reading.block`` has the block's parts.
+    - "stack", at the input of the first block of a stack and at all its blocks: ``reading.stack``,
+      what is around them; and where a norm of embeddings comes before the first block, at its input
+      the tap "embedded", what went into that norm.
 
     Sums of products x x^T of the states are had by :meth:`second_moment_target`, and a statistic
     that looks at some forwards only says at which by :meth:`takes`.
@@ -176,7 +193,7 @@ class Statistic(ABC):
     scope: ClassVar[str] = "site"
     laws: frozenset[str] = LAWS
     name: ClassVar[str] = ""
-    uses: ClassVar[tuple[str, ...]] = ()
+    uses: tuple[str, ...] = ()
     positions: int | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class NextWord(Statistic):
         torch.Size([3])
     """
 
-    uses: ClassVar[tuple[str, ...]] = ("logit_lens",)
+    uses: tuple[str, ...] = ("logit_lens",)
     laws = LAWS - {"generation"}
 
     def __init__(self, positions: int | None = None) -> None:

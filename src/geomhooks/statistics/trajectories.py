@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from operator import index
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -76,7 +76,7 @@ class Trajectories(Statistic):
         torch.Size([4, 2, 6, 2])
     """
 
-    uses: ClassVar[tuple[str, ...]] = ("logit_lens",)
+    uses: tuple[str, ...] = ("logit_lens",)
 
     def __init__(
         self,

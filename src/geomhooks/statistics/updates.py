@@ -84,7 +84,7 @@ class Updates(Statistic):
     """
 
     taps: ClassVar[tuple[str, ...]] = ("out", "in")
-    uses: ClassVar[tuple[str, ...]] = ("additions",)
+    uses: tuple[str, ...] = ("additions",)
 
     def __init__(self, heads: bool = False, positions: int | None = None) -> None:
         if positions is not None and (not isinstance(positions, int) or positions < 1):
@@ -93,7 +93,7 @@ class Updates(Statistic):
             raise ValueError(f"Updates(heads={heads!r}): True or False is needed")
         self.heads, self.positions = heads, positions
         if heads:
-            self.uses = ("additions", "heads")  # type: ignore[misc]
+            self.uses = ("additions", "heads")
 
     def accumulators(self, site: Site) -> dict[str, Accumulator]:
         """Moments by position of each sublayer, and of each head."""

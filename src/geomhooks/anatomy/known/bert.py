@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import gelu
 
-from geomhooks.anatomy.describing import Around, Block
+from geomhooks.anatomy.describing import Around, Block, linear
 from geomhooks.anatomy.families import Family
 from geomhooks.anatomy.parts import MLP, Attention, BlockParts, Embeddings, Linear, Sublayer
+from geomhooks.anatomy.rebuilding import normed
 from geomhooks.anatomy.relative_positions import relative_bias
 
 __all__ = ["FAMILIES", "bert", "distilbert", "mpnet"]
@@ -127,10 +130,46 @@ def transformed(model: nn.Module, projection: Linear) -> None:
     """Heads for masked words: a layer and a norm come before the projection."""
 
 
+def dense_and_norm(
+    layer: str, norm: str, activation: str | Callable[[Tensor], Tensor]
+) -> Callable[[nn.Module], Callable[[Tensor], Tensor]]:
+    """What comes before the projection of such a head: a layer, an activation, and a norm.
+
+    Args:
+        layer: path from the model.
+        norm: the same.
+        activation: the same, or a function.
+    """
+
+    def transform(model: nn.Module) -> Callable[[Tensor], Tensor]:
+        around = Around("", model, getattr(model, "config", None))
+        first, last = linear(around.find(layer), layer), around.norm(norm)
+        act = activation
+        if isinstance(act, str):
+            holder, _, name = act.rpartition(".")
+            act = getattr(around.find(holder) if holder else model, name)
+            # forward() itself of a module, not its call: nobody's hooks are to notice.
+            act = act.forward if isinstance(act, nn.Module) else act
+        function = act
+        return lambda states: normed(function(first(states)), last)
+
+    return transform
+
+
+IN_LM_HEAD = dense_and_norm("lm_head.dense", "lm_head.layer_norm", gelu)
+IN_BERT = dense_and_norm(
+    "cls.predictions.transform.dense",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.transform.transform_act_fn",
+)
+IN_DISTILBERT = dense_and_norm("vocab_transform", "vocab_layer_norm", "activation")
+
 FAMILIES = (
-    Family("bert", bert, bert_embeddings, head=transformed),
-    Family("roberta", bert, roberta_embeddings, head=transformed),
-    Family("xlm-roberta", bert, roberta_embeddings, head=transformed),
-    Family("distilbert", distilbert, distilbert_embeddings, head=transformed),
-    Family("mpnet", mpnet, mpnet_embeddings, head=transformed),
+    Family("bert", bert, bert_embeddings, head=transformed, transform=IN_BERT),
+    Family("roberta", bert, roberta_embeddings, head=transformed, transform=IN_LM_HEAD),
+    Family("xlm-roberta", bert, roberta_embeddings, head=transformed, transform=IN_LM_HEAD),
+    Family(
+        "distilbert", distilbert, distilbert_embeddings, head=transformed, transform=IN_DISTILBERT
+    ),
+    Family("mpnet", mpnet, mpnet_embeddings, head=transformed, transform=IN_LM_HEAD),
 )

@@ -1,0 +1,112 @@
+"""The command ``geomhooks compare``: what it takes, and what it prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import geomhooks as gh
+from geomhooks.cli.comparing import SCALARS, Options, compare_geometries
+from geomhooks.cli.comparing_histories import compare_histories
+from geomhooks.cli.comparison_tables import tables, without_nan
+from geomhooks.cli.options import names_in
+from geomhooks.cli.table import print_table
+from geomhooks.files import kind_of
+
+__all__ = ["compare_files"]
+
+
+def compare_files(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Geometry files, or history files; two or more."),
+    ],
+    groups: Annotated[
+        str,
+        typer.Option(
+            help="Condition of each file, commas between, as a,a,b,b: tests whether files of one "
+            "condition are closer."
+        ),
+    ] = "",
+    scalars: Annotated[
+        str, typer.Option(help="Globs over names of scalars, commas between.")
+    ] = ",".join(SCALARS),
+    sites: Annotated[
+        str, typer.Option(help="Globs over names of sites of geometries, commas between.")
+    ] = "*",
+    dimensions: Annotated[
+        int, typer.Option(min=1, help="Of the leading spaces of pos that are compared.")
+    ] = 4,
+    contexts: Annotated[
+        int, typer.Option(min=8, help="Most contexts whose ctx is compared, of those in common.")
+    ] = 256,
+    permutations: Annotated[
+        int, typer.Option(min=0, help="For each p-value of pos and ctx; 0 spares their time.")
+    ] = 99,
+    level: Annotated[float, typer.Option(help="Of the confidence intervals.")] = 0.95,
+    quality: Annotated[
+        str,
+        typer.Option(
+            help="Of histories: a scalar, or notes by step such as losses, whose change to compare "
+            "with that of the scalars."
+        ),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
+) -> None:
+    """Compare geometries, or histories, of several runs.
+
+    Of geometries, at every site: differences of scalars with standard errors where there are (as if
+    tokens were independent); how alike ctx lies for the contexts that both have (CKA, Procrustes);
+    and how far the leading spaces of pos are the same, over positions, and over directions, which
+    say something only where both have one basis, as two checkpoints of a run have. Of histories,
+    over the steps that all have: dynamic time warping and Spearman's correlation of each scalar.
+    """
+    if len(files) < 2:
+        raise typer.BadParameter(f"two or more files are needed to compare; found {len(files)}")
+    if not 0 < level < 1:
+        raise typer.BadParameter(f"--level: a number between 0 and 1 is needed; found {level}")
+    for option, names in {"--scalars": scalars, "--sites": sites}.items():
+        if not names_in(names):
+            raise typer.BadParameter(f"{option} is empty; name one or more, commas between")
+    conditions = names_in(groups)
+    if conditions and len(conditions) != len(files):
+        raise typer.BadParameter(
+            f"--groups names {len(conditions)} conditions for {len(files)} files; one for each is "
+            "needed"
+        )
+    if conditions and len(set(conditions)) in (1, len(files)):
+        raise typer.BadParameter(
+            f"--groups {groups}: two files of one condition and one of another are needed"
+        )
+    kinds = {kind_of(file): file for file in files}
+    if len(kinds) > 1:
+        found = " and ".join(f"{file} is a {kind}" for kind, file in kinds.items())
+        raise typer.BadParameter(f"files of one kind are needed; {found}")
+    if quality and "geometry" in kinds:
+        raise typer.BadParameter(f"--quality {quality} is for histories; these are geometries")
+    options = Options(
+        scalars=names_in(scalars),
+        sites=names_in(sites),
+        conditions=conditions,
+        dimensions=dimensions,
+        contexts=contexts,
+        permutations=permutations,
+        level=level,
+        quality=quality,
+    )
+    paths = [str(file) for file in files]
+    if "history" in kinds:
+        report = compare_histories(paths, [gh.History.load(file) for file in files], options)
+    else:
+        report = compare_geometries(paths, [gh.load(file) for file in files], options)
+    if as_json:
+        typer.echo(json.dumps(without_nan(report), indent=1, allow_nan=False))
+        return
+    for shown in tables(report):
+        if isinstance(shown, str):
+            typer.echo(shown)
+        else:
+            print_table(shown)
