@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Windows", "draw", "draw_random"]
+__all__ = ["Windows", "draw", "draw_random", "labelled"]
 
 RANDOM_IDS = 30_000  # the ids of random windows, as Song & Zhong have them
 TOPICS = 4  # pages of Python's documentation

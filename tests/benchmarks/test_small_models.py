@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,6 +69,89 @@ def test_what_is_made_random(benchmarks: Path) -> None:
     assert (spoil(windows, "random", generator) == 7).float().mean() < 0.02
 
 
+def test_what_is_held_out(benchmarks: Path, tmp_path: Path) -> None:
+    """Windows of the two halves and of training are from different parts of the text."""
+    from token_randomisation import LENGTH, read_text, windows_of
+
+    numbers = " ".join(str(number) for number in range(10_000))
+    (tmp_path / "text.jsonl").write_text(json.dumps({"group": "", "text": numbers}))
+    held_out, stretches = read_text(str(tmp_path / "text.jsonl"), 0, 200)
+    assert held_out.shape == (200, LENGTH)
+    assert len(stretches) == 90
+
+    def runs(windows: Tensor) -> set[tuple[int, ...]]:
+        return {tuple(run.tolist()) for run in windows.unfold(1, 20, 1).flatten(0, 1)}
+
+    first, second, trained = runs(held_out[:100]), runs(held_out[100:]), runs(stretches)
+    assert first.isdisjoint(second)
+    assert trained.isdisjoint(first | second)
+    drawn = windows_of(stretches, 50, torch.Generator().manual_seed(0))
+    assert runs(drawn) <= trained
+
+
+def test_smoothness_beside_chance(benchmarks: Path) -> None:
+    """On a circle it is known; by chance it is the mean over all orders."""
+    from small_models import smoothness_of
+
+    angles = 2 * math.pi * torch.arange(40, dtype=torch.float64) / 40
+    circle = torch.stack([angles.cos(), angles.sin()], 1) * (1 + angles[:, None])
+    found = smoothness_of(circle @ circle.T)
+    assert found["neighbours"] == pytest.approx(math.cos(2 * math.pi / 40))
+    assert found["any_two"] == pytest.approx(-1 / 39)
+    assert found["low_tenth"] > 0.95
+    assert found["low_tenth_unordered"] == pytest.approx(3 / 39)
+
+    few = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    orders = [
+        smoothness_of(few[list(order)] @ few[list(order)].T) for order in permutations(range(6))
+    ]
+    for name, chance in (("neighbours", "any_two"), ("low_tenth", "low_tenth_unordered")):
+        mean = sum(order[name] for order in orders) / len(orders)
+        assert orders[0][chance] == pytest.approx(mean)
+    assert all(math.isnan(value) for value in smoothness_of(-torch.eye(3)).values())
+
+
+def test_noise_is_taken_out_of_smoothness(benchmarks: Path) -> None:
+    """Also noise that neighbours have in common, which looks like smoothness."""
+    from small_models import gram_without_noise, smoothness_of
+
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(pos: Tensor) -> Any:
+        white = torch.randn(pos.shape[0] + 1, pos.shape[1], generator=generator)
+        pos = pos + 0.05 * (white[1:] + white[:-1])
+        return SimpleNamespace(pos=pos, position_count=torch.ones(len(pos)))
+
+    rough = torch.randn(30, 400, generator=generator)  # lengths are about 20, and 1.4 of noise
+    angles = 2 * math.pi * torch.arange(30) / 30
+    smooth = torch.zeros(30, 400)
+    smooth[:, 0], smooth[:, 1] = 2 * angles.cos(), 2 * angles.sin()
+    for true in (rough, smooth):
+        expected = smoothness_of(true @ true.T)
+        found = smoothness_of(gram_without_noise(noisy(true), noisy(true)))
+        assert found == pytest.approx(expected, abs=0.05)
+    raw = noisy(smooth).pos
+    raw = smoothness_of(raw @ raw.T)
+    assert raw["neighbours"] < smoothness_of(smooth @ smooth.T)["neighbours"] - 0.1
+
+
+def test_runs_of_other_kinds_stay(benchmarks: Path, tmp_path: Path) -> None:
+    """Unless they had other settings."""
+    from small_models import write
+
+    out = tmp_path / "out.json"
+
+    def kinds() -> dict[str, Any]:
+        return {run["kind"]: run["loss"] for run in json.loads(out.read_text())["runs"]}
+
+    write(out, {"steps": 4}, {"kind": "text", "loss": 1})
+    write(out, {"steps": 4}, {"kind": "random", "loss": 2})
+    write(out, {"steps": 4}, {"kind": "text", "loss": 3})
+    assert kinds() == {"random": 2, "text": 3}
+    write(out, {"steps": 5}, {"kind": "text", "loss": 4})
+    assert kinds() == {"text": 4}
+
+
 @pytest.mark.parametrize("script", ["addition", "token_randomisation"])
 def test_training_runs(script: str, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
@@ -76,8 +162,10 @@ def test_training_runs(script: str, tmp_path: Path) -> None:
         for entry in training["steps"]:
             numbers = entry["geometry"] if script == "addition" else entry["on_text"]
             assert set(numbers) == set(training["quantities"])
-            assert all(len(values) == 5 for values in numbers.values())
+            assert all(len(values) == 4 for values in numbers.values())
             assert all(0 <= share <= 1 for share in numbers["pos_share"])
+            # They begin at zero, of which there is no direction.
+            assert (entry["position_embeddings"]["neighbours"] is None) == (entry["step"] == 0)
     assert printed.count("step 4:") == len(found["runs"])
 
 
