@@ -186,6 +186,12 @@ def describe_parts(root: nn.Module, plans: Iterable[SitePlan]) -> None:
                     f"of their stack, and {name!r} may be of any of {', '.join(stacks)}; give it "
                     "the sites 'blocks'"
                 )
+            if plan.place.kind == "norm" and not plan.place.is_input:
+                raise SiteError(
+                    f"{user_of(plan, 'logit_lens', 'head')} looks at states through the final "
+                    f"norm, and those of {name!r} have been through a norm; give it the sites "
+                    "'blocks', or what goes into the norm, '<name>@in'"
+                )
             stack = stack or stacks[0]
             if stack not in lenses:
                 lenses[stack] = LiveLens(root, find_anatomy(root), stack)

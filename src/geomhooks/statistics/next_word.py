@@ -41,9 +41,9 @@ class NextWord(Statistic):
     last token of a row has none in its forward and is not counted: contexts that go on in other
     forwards, as in generation, lose one pair for each, and ``laws`` says so.
 
-    Taken where :mod:`geomhooks.anatomy` knows the model. Where it has no head, the rows of its
-    token embeddings stand in for one. The rows of all tokens and of their next ones are held for
-    the time of a forward.
+    Taken where :mod:`geomhooks.anatomy` knows the model. Where it has no head, or one that is more
+    than a projection, as models for masked words have, the rows of its token embeddings stand in
+    for one. The rows of all tokens and of their next ones are held for the time of a forward.
 
     Args:
         positions: capacity T; by default the smaller of the model's maximum and 2048. All
