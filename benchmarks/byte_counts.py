@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from geomhooks.calls import Call, Statement
+from geomhooks.accumulators.second_moment import SecondMoment
+from geomhooks.forwards.calls import Call, Statement
+from geomhooks.forwards.tokens import Tokens, TokenStream
 from geomhooks.reductions.plain import Reduced, reduce_plain
 from geomhooks.reductions.products import COLUMNS, ROWS, add_products, pieces
 from geomhooks.reductions.tiled import TILE_BYTES, reduce_tiled
-from geomhooks.second_moment import SecondMoment
-from geomhooks.tokens import Tokens, TokenStream
 
 __all__ = ["Count", "Moved", "at_least", "fused", "on_paper", "plain", "tables", "tiled"]
 

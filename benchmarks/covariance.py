@@ -29,8 +29,8 @@ from timing import Clock, clocked_hooks, synchronize, watched
 from torch import Tensor, nn
 
 import geomhooks as gh
+from geomhooks.accumulators.turns import is_chosen
 from geomhooks.reductions.products import add_products
-from geomhooks.turns import is_chosen
 from geomhooks.watcher import Watch
 
 GRID, FRACTION = (8, 256), 0.1

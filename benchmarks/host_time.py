@@ -26,8 +26,8 @@ from environment import environment
 from torch import Tensor, nn
 
 import geomhooks as gh
+from geomhooks.forwards.shortcut import Shortcut
 from geomhooks.native import load
-from geomhooks.shortcut import Shortcut
 
 SHAPE = (1, 4, 64)
 FEW, MANY = 8, 72

@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import geomhooks as gh
-from geomhooks.calls import Call, Statement
+from geomhooks.forwards.calls import Call, Statement
+from geomhooks.forwards.tokens import Tokens, TokenStream
 from geomhooks.reductions import on_cuda
 from geomhooks.reductions.plain import NAMES, reduce_plain
-from geomhooks.tokens import Tokens, TokenStream
 
 NEEDS = NAMES - {"shifted"}  # all that the default statistics need
 SHAPES = {
@@ -242,7 +242,9 @@ class Counting(TorchDispatchMode):
 
 def operations(depth: int = 4) -> tuple[float, float, float]:
     """Operations of plain torch, a site: of the reductions, of the sums with twins, of the rest."""
-    from geomhooks import accumulators, contexts, routing, state, two_way, unit_vectors
+    from geomhooks import state
+    from geomhooks.accumulators import basic, contexts, two_way, unit_vectors
+    from geomhooks.forwards import routing
 
     counted = {"reductions": 0, "small sums": 0}
 
@@ -255,11 +257,11 @@ def operations(depth: int = 4) -> tuple[float, float, float]:
 
         return run
 
-    modules = (accumulators, contexts, state, two_way, unit_vectors)
+    modules = (basic, contexts, state, two_way, unit_vectors)
     changes: list[tuple[Any, str, Any]] = [(m, "usable", lambda *_: False) for m in modules]
     changes.append((routing, "reduce", counting(reduce_plain, "reductions")))
     twins = ((two_way.TwoWay, "count"), (two_way.TwoWay, "follow"),
-             (unit_vectors.UnitVectors, "add"), (accumulators.Moments, "add_each"))  # fmt: skip
+             (unit_vectors.UnitVectors, "add"), (basic.Moments, "add_each"))  # fmt: skip
     for owner, name in twins:
         way = counting(getattr(owner, name), "small sums")
         changes.append((owner, name, staticmethod(way) if name == "add_each" else way))

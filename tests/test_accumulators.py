@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import geomhooks as gh
-from geomhooks.table import hash_keys
+from geomhooks.accumulators.table import hash_keys
 
 ROWS = 4
 SIMPLE: dict[str, tuple[Callable[[], Any], Callable[..., np.ndarray]]] = {

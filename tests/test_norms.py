@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import geomhooks as gh
+from geomhooks.accumulators.norm_weights import NormWeights
 from geomhooks.errors import SiteError
-from geomhooks.heads import find_time_axis
-from geomhooks.norm_weights import NormWeights
+from geomhooks.forwards.heads import find_time_axis
 from geomhooks.norms import inspect_norm
 from tests.anatomy.models import make, token_ids
 
@@ -234,7 +234,14 @@ def test_each_head_of_a_token_counts(
 ) -> None:
     """As if each head were a row of the same context; also where there are as many as tokens."""
     if not native:
-        for place in ("native", "reductions", "shortcut", "contexts", "accumulators", "state"):
+        for place in (
+            "native",
+            "reductions",
+            "forwards.shortcut",
+            "accumulators.contexts",
+            "accumulators.basic",
+            "state",
+        ):
             monkeypatch.setattr(f"geomhooks.{place}.usable", lambda *_: False)
     calls = [kind(T, 1), kind(H, 2), kind(5, 3)]
     found = measured(Heads(layout), calls)["norm"]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import geomhooks as gh
 from geomhooks import watcher
 from geomhooks.errors import SiteError
-from geomhooks.routing import Routing
-from geomhooks.shortcut import Shortcut
+from geomhooks.forwards.routing import Routing
+from geomhooks.forwards.shortcut import Shortcut
 
 WIDTH, LENGTH = 8, 12
 

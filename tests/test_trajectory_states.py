@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geomhooks.table import hash_keys
-from geomhooks.tokens import Tokens
-from geomhooks.trajectory_states import KeptTokens, TokenStates
+from geomhooks.accumulators.table import hash_keys
+from geomhooks.accumulators.trajectory_states import KeptTokens, TokenStates
+from geomhooks.forwards.tokens import Tokens
 
 KEYS, ROOM, LENGTH, WIDTH = 7, 3, 4, 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from geomhooks.turns import Turns, check_fraction, is_chosen
+from geomhooks.accumulators.turns import Turns, check_fraction, is_chosen
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 1 / 3, 0.5, 0.9])

@@ -10,9 +10,10 @@
 
 from geomhooks import errors, functional, statistics
 from geomhooks.accumulators import Accumulator, Max, Min, Moments, Sum
+from geomhooks.accumulators.second_moment import SecondMoment
+from geomhooks.accumulators.table import Table
 from geomhooks.errors import GeomhooksError
 from geomhooks.history import History
-from geomhooks.second_moment import SecondMoment
 from geomhooks.snapshot import Geometry, load, merge
 from geomhooks.statistics import (
     Attention,
@@ -27,7 +28,6 @@ from geomhooks.statistics import (
     Trajectories,
     Updates,
 )
-from geomhooks.table import Table
 from geomhooks.version import __version__
 from geomhooks.watcher import Watch, watch
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from geomhooks.frames import unwrap_transforms
+from geomhooks.forwards.frames import unwrap_transforms
 from geomhooks.functional.norm_geometry import standardise
 from geomhooks.functional.shapes import as_float
 from geomhooks.sharded import local_tensor

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from geomhooks.accumulators import Accumulator
+from geomhooks.accumulators.second_moment import SecondMoment
+from geomhooks.accumulators.two_way import TwoWay
 from geomhooks.errors import SchemaError, SiteError
 from geomhooks.files import first_key_of, pack_state, restore_tensors, unpack_state
+from geomhooks.forwards.openers import Opener, width_from_config
+from geomhooks.forwards.running import Look
+from geomhooks.forwards.tokens import TokenStream
 from geomhooks.norms import NormModule
-from geomhooks.openers import Opener, width_from_config
-from geomhooks.running import Look
-from geomhooks.second_moment import SecondMoment
 from geomhooks.sites import Place
 from geomhooks.state import Shift, SiteState, State, StreamState
 from geomhooks.statistics.base import Site, Statistic
-from geomhooks.tokens import TokenStream
-from geomhooks.two_way import TwoWay
 
 if TYPE_CHECKING:
     from geomhooks.anatomy.families import Stack

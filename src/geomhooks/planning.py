@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from geomhooks.errors import SiteError
-from geomhooks.norms import inspect_norm
-from geomhooks.openers import (
+from geomhooks.forwards.openers import (
     config_of,
     enclosing,
     find_openers,
     opening_module,
     positions_from_config,
 )
+from geomhooks.forwards.running import looks_at
+from geomhooks.norms import inspect_norm
 from geomhooks.plan import Plan, SitePlan
 from geomhooks.reductions import NAMES
-from geomhooks.running import looks_at
 from geomhooks.sites import (
     Place,
     Selector,
@@ -185,6 +185,12 @@ def describe_parts(root: nn.Module, plans: Iterable[SitePlan]) -> None:
                     f"{user_of(plan, 'logit_lens', 'head')} looks at states through the final norm "
                     f"of their stack, and {name!r} may be of any of {', '.join(stacks)}; give it "
                     "the sites 'blocks'"
+                )
+            if plan.place.kind == "norm" and not plan.place.is_input:
+                raise SiteError(
+                    f"{user_of(plan, 'logit_lens', 'head')} looks at states through the final "
+                    f"norm, and those of {name!r} have been through a norm; give it the sites "
+                    "'blocks', or what goes into the norm, '<name>@in'"
                 )
             stack = stack or stacks[0]
             if stack not in lenses:

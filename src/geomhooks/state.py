@@ -14,9 +14,9 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field, Sum
 from geomhooks.errors import SchemaError
+from geomhooks.forwards.tokens import Tokens, TokenStream
 from geomhooks.native import load, usable
 from geomhooks.statistics.base import Site, Statistic
-from geomhooks.tokens import Tokens, TokenStream
 
 __all__ = ["Shift", "SiteState", "State", "StreamState", "plain_value"]
 

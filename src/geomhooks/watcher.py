@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from geomhooks.calls import add_statement
-from geomhooks.compiled import notice_hooks
 from geomhooks.distributed import reduce_state
 from geomhooks.errors import HookError, WatchError
-from geomhooks.hooks import (
+from geomhooks.forwards.calls import add_statement
+from geomhooks.forwards.compiled import notice_hooks
+from geomhooks.forwards.hooks import (
     CODE,
     BeginBlock,
     CloseStream,
@@ -28,11 +28,11 @@ from geomhooks.hooks import (
     TokensFunction,
     put_on,
 )
+from geomhooks.forwards.routing import Routing
+from geomhooks.forwards.schedule import Schedule, When
 from geomhooks.native import prepare
 from geomhooks.plan import Plan
 from geomhooks.planning import make_plan
-from geomhooks.routing import Routing
-from geomhooks.schedule import Schedule, When
 from geomhooks.sites import Selector, is_compiled
 from geomhooks.snapshot import Geometry
 from geomhooks.statistics.base import Statistic

@@ -101,3 +101,9 @@ def _narrow() -> nn.Module:
     from transformers import OPTForCausalLM
 
     return OPTForCausalLM(opt(word_embed_proj_dim=16).config)
+
+
+def test_states_that_are_normed_already() -> None:
+    with pytest.raises(SiteError, match=r"those of 'ln_f' have been through a norm; give it"):
+        gh.watch(gpt2(), sites="ln_f", statistics=[Lens()])
+    gh.watch(gpt2(), sites="ln_f@in", statistics=[Lens()])

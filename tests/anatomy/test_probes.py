@@ -80,6 +80,7 @@ def test_published_keys_and_values(block: int) -> None:
         own = list(KEPT.values())
         keys = key_words(model, PAIR, GIVEN, block, k=K)
         values = value_words(model, PAIR, GIVEN, block, k=K)
+        alone = value_words(model, PAIR, GIVEN, block, k=K, alone=True)
         bias = model.h[block].attn.c_proj.bias
         total = torch.zeros(len(own), words.shape[1]).double()
         for head in range(HEADS):
@@ -90,10 +91,13 @@ def test_published_keys_and_values(block: int) -> None:
             total += update
             found = nearest(model.ln_f(words[own] + update + bias), words)
             assert torch.equal(values.indices[head], found)
+            assert torch.equal(alone.indices[head], nearest(model.ln_f(update), words))
             torch.testing.assert_close(values.lengths[head], update.norm(dim=1))
         found = nearest(model.ln_f(words[own] + total + bias), words)
         assert torch.equal(values.indices[-1], found)
+        assert torch.equal(alone.indices[-1], nearest(model.ln_f(total), words))
         torch.testing.assert_close(values.lengths[-1], total.norm(dim=1))
+        assert torch.equal(alone.lengths, values.lengths)  # type: ignore[arg-type]
     assert keys.words == values.words == list(KEPT)
     assert keys.nearest[1][2] == [f"w{i}" for i in keys.indices[1, 2].tolist()]
     assert keys.lengths is None
@@ -210,7 +214,7 @@ def test_values_of_all_heads_are_the_output_for_a_word_alone(name: str) -> None:
     found = value_words(model, PAIR, GIVEN, 1, k=K)
     rows = word_rows(model, 1)
     own = rows.embedded[list(KEPT.values())]
-    added = attention_output(rows.attention, own[:, None])[:, 0]
+    whole = added = attention_output(rows.attention, own[:, None])[:, 0]
     kept = normed(own, rows.attention.norm) if rows.sublayer.residual_is_normed else own
     added = normed(added, rows.sublayer.after)
     states = normed(normed(kept + added, rows.sublayer.closing), rows.stack.final_norm)
@@ -219,6 +223,14 @@ def test_values_of_all_heads_are_the_output_for_a_word_alone(name: str) -> None:
         found.scores[-1], (states @ rows.unembedding.T).gather(1, found.indices[-1]),
         rtol=1e-6, atol=1e-6,
     )  # fmt: skip
+    alone = value_words(model, PAIR, GIVEN, 1, k=K, alone=True)
+    bias = rows.attention.output.bias
+    added = normed(whole if bias is None else whole - bias, rows.sublayer.after)
+    states = normed(
+        normed(rows.sublayer.scale * added, rows.sublayer.closing), rows.stack.final_norm
+    )
+    products = (states @ rows.unembedding.T).gather(1, alone.indices[-1])
+    torch.testing.assert_close(alone.scores[-1], products, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])

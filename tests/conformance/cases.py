@@ -22,7 +22,7 @@ from geomhooks.anatomy import (
     Output,
     register,
 )
-from geomhooks.frames import unwrap_transforms
+from geomhooks.forwards.frames import unwrap_transforms
 from geomhooks.norms import NormModule
 from tests.conformance.harness import (
     GROUPS,
@@ -245,14 +245,15 @@ def updates_of_blocks(dense: Dense) -> dict[str, Numbers]:
 
 def components_of_blocks(dense: Dense) -> dict[str, Numbers]:
     """Of all sites: the blocks have no biases, and nothing but their sublayers."""
+    assert isinstance(dense, Seen)
     numbers, terms = {}, {}
     for site, seen in dense.items():
-        if seen.added is None or not seen.added.shape[1]:
+        if site not in dense.added:
             nothing = np.zeros_like(seen.states)
             terms = {"input": seen.states, "attention": nothing, "feed_forward": nothing}
             terms["correction"] = nothing
         else:
-            turned, pushed = seen.added[:, 0, 1], seen.added[:, 1, 1]
+            turned, pushed = dense.added[site][:, 0, 1], dense.added[site][:, 1, 1]
             terms = terms | {"attention": terms["attention"] + turned}
             terms = terms | {"feed_forward": terms["feed_forward"] + pushed}
         numbers[site] = components(terms, seen)

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 import geomhooks as gh
+from geomhooks.accumulators.turns import is_chosen
 from geomhooks.errors import GeomhooksError, HookError, SchemaError, WatchError
-from geomhooks.turns import is_chosen
 from tests.conformance.cases import CASES, Extent, LargestEntry
 from tests.conformance.harness import POSITIONS, WIDTH, Context, Subject, plant
 from tests.models import Stack

@@ -19,11 +19,12 @@ from torch import Tensor
 
 import geomhooks as gh
 import geomhooks.reductions as reductions
-from geomhooks import accumulators, shortcut, two_way, unit_vectors
-from geomhooks.calls import Statement
+from geomhooks.accumulators import basic, two_way, unit_vectors
+from geomhooks.forwards import shortcut
+from geomhooks.forwards.calls import Statement
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.reductions import NAMES, Reduced, on_cuda, plain
 from geomhooks.reductions.on_cuda import reduce_move_triton, reduce_triton
-from geomhooks.tokens import Tokens
 from tests import test_precision
 from tests.conformance import test_laws
 from tests.conformance.cases import CASES
@@ -53,9 +54,9 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         calls.append(1)
         return reduce_triton(*arguments)
 
-    for module in (reductions, accumulators, shortcut, two_way, unit_vectors):
+    for module in (reductions, basic, shortcut, two_way, unit_vectors):
         monkeypatch.setattr(module, "usable", lambda *_: False)
-    for module in (accumulators, two_way, unit_vectors):
+    for module in (basic, two_way, unit_vectors):
         monkeypatch.setattr(module, "runs_on", lambda *_: True)
     monkeypatch.setattr(reductions, "kernels_run", lambda *_: True)
     monkeypatch.setattr(reductions, "reduce_triton", counted)

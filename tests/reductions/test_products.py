@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.reductions import products
 from geomhooks.reductions.products import add_products, precision_on, split_factors
-from geomhooks.second_moment import SecondMoment
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

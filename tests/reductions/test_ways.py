@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import geomhooks as gh
-from geomhooks.calls import Call, Statement
+from geomhooks.accumulators.turns import Turns
+from geomhooks.forwards.calls import Call, Statement
+from geomhooks.forwards.tokens import Tokens, TokenStream
 from geomhooks.reductions import NAMES, Reduced, fused, plain, tiled
-from geomhooks.tokens import Tokens, TokenStream
-from geomhooks.turns import Turns
 
 CAPACITY = 48
 

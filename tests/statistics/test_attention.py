@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import geomhooks as gh
+from geomhooks.accumulators.turns import is_chosen
 from geomhooks.anatomy import attention_parts, find_anatomy
 from geomhooks.errors import AnatomyError, SchemaError, SiteError
-from geomhooks.turns import is_chosen
 from tests.anatomy.models import gpt2, make, token_ids
 from tests.models import tiny_gpt2_lm
 

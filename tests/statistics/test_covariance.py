@@ -193,7 +193,7 @@ def test_forwards_that_are_passed_over_cost_nothing() -> None:
         model, watch = new_watch(6, gh.Covariance(0.1))
         with torch.no_grad(), watch:
             model(inputs_embeds=batches[0])
-            patch.setattr("geomhooks.routing.reduce", lambda *_: pytest.fail("read"))
+            patch.setattr("geomhooks.forwards.routing.reduce", lambda *_: pytest.fail("read"))
             for batch in batches[1:]:
                 model(inputs_embeds=batch)
     geometry = watch.geometry()

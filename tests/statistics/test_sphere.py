@@ -135,7 +135,7 @@ def test_sites_are_added_up_as_many_at_once_as_may_wait(
     if loops == "tiled":
         monkeypatch.setattr("geomhooks.native.usable", lambda *_: False)
         monkeypatch.setattr("geomhooks.reductions.usable", lambda *_: False)
-        monkeypatch.setattr("geomhooks.shortcut.usable", lambda *_: False)
+        monkeypatch.setattr("geomhooks.forwards.shortcut.usable", lambda *_: False)
     batches = torch.randn(3, 2, 5, 8)
 
     def measured() -> dict[str, float]:

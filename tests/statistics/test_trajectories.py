@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import geomhooks as gh
-from geomhooks.contexts import to_device
+from geomhooks.accumulators.contexts import to_device
+from geomhooks.accumulators.trajectory_states import Places, TokenStates
 from geomhooks.errors import SiteError, UnidentifiedError
 from geomhooks.statistics import trajectories as module
-from geomhooks.trajectory_states import Places, TokenStates
 from tests.models import smollm, texts, tiny_gpt2, tiny_gpt2_lm
 from tests.statistics.without_numbers import update_on_meta
 

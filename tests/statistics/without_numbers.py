@@ -7,10 +7,10 @@ from functools import partial
 import torch
 
 import geomhooks as gh
+from geomhooks.forwards.tokens import Tokens, TokenStream
 from geomhooks.functional.logit_lens import LogitLens
 from geomhooks.functional.query_key import freeze_norm
 from geomhooks.statistics import Reading, Site, Statistic
-from geomhooks.tokens import Tokens, TokenStream
 
 __all__ = ["update_on_meta"]
 

@@ -19,7 +19,7 @@ from geomhooks.anatomy.parts import (
     Sublayer,
 )
 from geomhooks.errors import AnatomyError
-from geomhooks.frames import unwrap_transforms
+from geomhooks.forwards.frames import unwrap_transforms
 from geomhooks.functional.query_key import Rotary
 from geomhooks.norms import NormModule, inspect_norm
 from geomhooks.sharded import is_spread

@@ -15,7 +15,7 @@ from geomhooks.anatomy.finding import described, find_anatomy
 from geomhooks.anatomy.parts import BlockParts
 from geomhooks.anatomy.query_key import frozen, query_key_of
 from geomhooks.anatomy.words import unembedding
-from geomhooks.frames import unwrap_transforms
+from geomhooks.forwards.frames import unwrap_transforms
 from geomhooks.functional.logit_lens import LogitLens
 from geomhooks.functional.query_key import QueryKey
 from geomhooks.sites import named_modules, unwrap

@@ -17,15 +17,15 @@ from geomhooks.anatomy.finding import find_anatomy
 from geomhooks.anatomy.parts import Attention
 from geomhooks.anatomy.query_key import query_key_parts
 from geomhooks.anatomy.rebuilding import attention_mask
-from geomhooks.calls import FEATURES, Call, Statement, read_call, read_plain_call
 from geomhooks.errors import HookError, SiteError, TokensError
+from geomhooks.forwards.calls import FEATURES, Call, Statement, read_call, read_plain_call
+from geomhooks.forwards.hooks import by_name
+from geomhooks.forwards.openers import config_of, parameters_of
+from geomhooks.forwards.tokens import positions_of
 from geomhooks.functional.query_key import query_key_logits, split_states
 from geomhooks.functional.shapes import as_float
-from geomhooks.hooks import by_name
-from geomhooks.openers import config_of, parameters_of
 from geomhooks.sites import find_tensor, named_modules, unwrap
 from geomhooks.snapshot import Geometry
-from geomhooks.tokens import positions_of
 
 __all__ = ["SplitLogits", "attention_parts"]
 

@@ -193,6 +193,7 @@ def value_words(
     layer: int | str,
     *,
     k: int = 5,
+    alone: bool = False,
     metric: Metric = "dot",
 ) -> HeadWords:
     """From key to value: the words that each head adds when it looks at a word and nothing else.
@@ -201,12 +202,16 @@ def value_words(
     bias of the output; the final norm and the unembedding read the sum, as if no block came after.
     A bias of the unembedding is not counted.
 
+    Where updates are short beside embeddings, what is read so is the word itself and its spellings,
+    whatever the head; ``alone`` leaves the word and the bias out, and reads the update by itself.
+
     Args:
         model: or what ``find_anatomy`` found of it.
         tokenizer: as :meth:`geomhooks.anatomy.Words.of` takes it.
         words: those that are no single token are left out.
         layer: number or name of the block.
         k: how many of the nearest.
+        alone: read the update without the word that it is added to; Molina's probe does not.
         metric: "dot", as the model compares, or "cosine".
 
     Raises:
@@ -226,7 +231,7 @@ def value_words(
     own = torch.tensor(list(known.values()), device=rows.read.device)
     updates = value_output_of(rows.attention, folded=False).updates(rows.read[own])
     updates = torch.cat((updates, updates.sum(0, keepdim=True)))
-    states = rows.logit_lens(own, updates)
+    states = rows.logit_lens(own, updates, alone=alone)
     found = nearest_rows(states.flatten(0, 1), rows.unembedding, k, metric=metric)
     indices, scores = (part.view(*states.shape[:2], k) for part in found)
     texts = Words.of(tokenizer).texts(indices)

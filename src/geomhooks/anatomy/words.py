@@ -154,19 +154,22 @@ class WordRows:
         """(V, d) before the gain and shift of that norm."""
         return standardised(self.embedded, self.attention.norm)
 
-    def logit_lens(self, indices: Tensor, updates: Tensor) -> Tensor:
+    def logit_lens(self, indices: Tensor, updates: Tensor, *, alone: bool = False) -> Tensor:
         """What the unembedding would see if attention made an update of words, and no more came.
 
         Args:
             indices: (n,) of the words.
             updates: (..., n, d) of heads; the bias of the output is added.
+            alone: of the updates alone: words and the bias of the output are left out.
         """
         bias = self.attention.output.bias
-        if bias is not None:
+        if bias is not None and not alone:
             updates = updates + bias.to(updates)
-        base = (self.read if self.sublayer.residual_is_normed else self.embedded)[indices]
-        added = self.sublayer.scale * normed(updates, self.sublayer.after)
-        return normed(normed(base + added, self.sublayer.closing), self.stack.final_norm)
+        state = self.sublayer.scale * normed(updates, self.sublayer.after)
+        if not alone:
+            kept = self.read if self.sublayer.residual_is_normed else self.embedded
+            state = kept[indices] + state
+        return normed(normed(state, self.sublayer.closing), self.stack.final_norm)
 
 
 def word_rows(model: nn.Module | Anatomy, layer: int | str) -> WordRows:

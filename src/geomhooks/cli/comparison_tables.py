@@ -48,6 +48,11 @@ def _of_geometries(report: Numbers) -> Iterator[Table | str]:
             yield _ctx(sites, level)
             yield _pos(sites)
             yield from _reasons(sites)
+        elif not names:
+            yield (
+                "nothing that is compared by default is in both; name what to compare, such as "
+                "--scalars '*/mean'"
+            )
     if "tests" in report:
         rows = [
             (label, measure, tests)

@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from geomhooks.accumulators.two_way import FOLLOWING, TwoWay
 from geomhooks.gpu import on_device_of
-from geomhooks.two_way import FOLLOWING, TwoWay
 
 if TYPE_CHECKING:
-    from geomhooks.contexts import Step
-    from geomhooks.tokens import Tokens
-    from geomhooks.unit_vectors import UnitVectors
+    from geomhooks.accumulators.contexts import Step
+    from geomhooks.accumulators.unit_vectors import UnitVectors
+    from geomhooks.forwards.tokens import Tokens
 
 __all__ = ["add_directions", "add_moments", "count_tokens", "follow", "try_out"]
 

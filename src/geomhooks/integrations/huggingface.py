@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from geomhooks.errors import MissingExtraError, WatchError
 from geomhooks.files import pack_state, read_file, unpack_state, write_file
+from geomhooks.forwards.schedule import When
 from geomhooks.history import History, Snapshots
 from geomhooks.integrations.monitor import DEFAULT_SCALARS, TRAIN, Monitor
 from geomhooks.integrations.ranks import Ranks
-from geomhooks.schedule import When
 from geomhooks.statistics.base import Statistic
 
 try:

@@ -18,10 +18,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from geomhooks.errors import MissingExtraError
+from geomhooks.forwards.schedule import When
 from geomhooks.history import History, Snapshots
 from geomhooks.integrations.monitor import DEFAULT_SCALARS, Monitor
 from geomhooks.integrations.ranks import Ranks
-from geomhooks.schedule import When
 from geomhooks.statistics.base import Statistic
 
 __all__ = ["GeometryCallback"]

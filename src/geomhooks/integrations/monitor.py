@@ -19,11 +19,11 @@ from typing import Any
 from torch import nn
 
 from geomhooks.errors import HistoryError, WatchError
+from geomhooks.forwards.schedule import Schedule, When
 from geomhooks.history import History, Snapshots, select_scalars
 from geomhooks.integrations.ranks import Ranks
 from geomhooks.planning import read_wishes
 from geomhooks.results import Unavailable
-from geomhooks.schedule import Schedule, When
 from geomhooks.snapshot import Geometry
 from geomhooks.statistics import PosCtx, Sphere
 from geomhooks.statistics.base import Statistic

@@ -65,7 +65,7 @@ def cover(real, columns, start, positions, by_row, segments, rows, cells, positi
     """Count how often each context covers each position: see ``Tokens.cells``.
 
     What comes before ``cells`` (M, P) and ``position_count`` (P,), which are added to, is described
-    at :class:`geomhooks.tokens.TokenArrays`.
+    at :class:`geomhooks.forwards.tokens.TokenArrays`.
     """
     batch, length = real.shape
     for b in range(batch):
@@ -78,7 +78,7 @@ def cover(real, columns, start, positions, by_row, segments, rows, cells, positi
 
 @compiled()
 def hashed(key):
-    """:func:`geomhooks.table.hash_keys` of one key."""
+    """:func:`geomhooks.accumulators.table.hash_keys` of one key."""
     z = np.uint64(key) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

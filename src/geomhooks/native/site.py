@@ -207,9 +207,10 @@ class TokensRecord:
     """Where a forward's tokens are.
 
     Args:
-        arrays: see :class:`geomhooks.tokens.TokenArrays`.
+        arrays: see :class:`geomhooks.forwards.tokens.TokenArrays`.
         number: how many contexts there are, M.
-        step: see :attr:`geomhooks.contexts.Step.arrays`, where the contexts are followed.
+        step: see :attr:`geomhooks.accumulators.contexts.Step.arrays`, where the contexts are
+            followed.
     """
 
     def __init__(self, arrays: Any, number: int, step: Any = None) -> None:
@@ -246,7 +247,7 @@ def describe_site(dtype: torch.dtype, shift: Any, over_tokens: bool, forwards: A
 
 
 def describe_sums(told: Any, sums: Mapping[str, Any]) -> None:
-    """Say in a site's record where its :class:`geomhooks.two_way.TwoWay` is, or a part of it."""
+    """Say in a site's record where its sums for the two-way fit are, or a part of them."""
     for name, place in (
         ("position_sum", POSITION_SUM),
         ("position_count", POSITION_COUNT),

@@ -69,9 +69,10 @@ def of_step(row, before, shift):
 
 @compiled()
 def of_direction(inverse, shorter, square, dot, inverse_shift):
-    """:func:`geomhooks.unit_vectors.offsets` of one vector, whose length is 1 / ``inverse``.
+    """The offset of one unit vector from the shift's, of a vector whose length is 1 / ``inverse``.
 
-    ``shorter`` is how much longer the shift is than the vector; float64 keeps its digits.
+    See :func:`geomhooks.accumulators.unit_vectors.offsets`. ``shorter`` is how much longer the
+    shift is than the vector; float64 keeps its digits.
     """
     ratio = shorter * inverse_shift
     spread = square + 2 * dot * ratio + (shorter * shorter if inverse_shift > 0 else 0.0)

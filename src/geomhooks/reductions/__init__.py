@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.native import usable
 from geomhooks.reductions.fused import DTYPES, OnePass, reduce_fused, reduce_move_fused, workers_for
 from geomhooks.reductions.on_cuda import kernels_run, reduce_move_triton, reduce_triton
@@ -25,7 +26,6 @@ from geomhooks.reductions.plain import (
     sites_that_wait,
 )
 from geomhooks.reductions.tiled import reduce_tiled
-from geomhooks.tokens import Tokens
 
 __all__ = [
     "DTYPES",

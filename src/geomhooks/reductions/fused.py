@@ -13,7 +13,7 @@ from geomhooks.native import load
 from geomhooks.reductions.plain import Directions, Reduced
 
 if TYPE_CHECKING:
-    from geomhooks.tokens import Tokens
+    from geomhooks.forwards.tokens import Tokens
 
 __all__ = ["DTYPES", "OnePass", "reduce_fused", "reduce_move_fused", "workers_for"]
 

@@ -339,7 +339,7 @@ def add_by_position(
 
 @triton.jit
 def of_direction(weight, near, x_square, dot, s_square):
-    """:func:`geomhooks.unit_vectors.offsets` of vectors of length 1 / ``weight``.
+    """:func:`geomhooks.accumulators.unit_vectors.offsets` of vectors of length 1 / ``weight``.
 
     ``dot`` is <x, s> for those near the shift, <h, s> for others.
     """

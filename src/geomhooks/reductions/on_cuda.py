@@ -33,7 +33,7 @@ from geomhooks.gpu import on_device_of, runs_on
 from geomhooks.reductions.plain import Directions, Reduced, reduce_plain
 
 if TYPE_CHECKING:
-    from geomhooks.tokens import Tokens
+    from geomhooks.forwards.tokens import Tokens
 
 __all__ = ["Tile", "kernels_run", "reduce_move_triton", "reduce_triton", "tile_for"]
 

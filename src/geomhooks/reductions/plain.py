@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from geomhooks.accumulators.unit_vectors import offsets
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.steps import centred_square, move
-from geomhooks.tokens import Tokens
-from geomhooks.unit_vectors import offsets
 
 __all__ = [
     "NAMES",

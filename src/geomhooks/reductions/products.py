@@ -18,7 +18,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from geomhooks.second_moment import SecondMoment
+from geomhooks.accumulators.second_moment import SecondMoment
 
 __all__ = ["add_products"]
 

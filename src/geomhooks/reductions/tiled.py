@@ -14,7 +14,7 @@ from torch import Tensor
 from geomhooks.reductions.plain import Directions, Reduced, gather_rows, reduce_plain
 
 if TYPE_CHECKING:
-    from geomhooks.tokens import Tokens
+    from geomhooks.forwards.tokens import Tokens
 
 __all__ = ["reduce_tiled"]
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Sum
+from geomhooks.accumulators.turns import Turns, check_fraction
 from geomhooks.errors import SiteError
+from geomhooks.forwards.tokens import Tokens, TokenStream
 from geomhooks.functional.logit_shares import (
     LogitShares,
     LogitSums,
@@ -25,8 +27,6 @@ from geomhooks.reductions.plain import sum_by_context
 from geomhooks.results import Lazy, Result, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.covariance import OF_A_SAMPLE
-from geomhooks.tokens import Tokens, TokenStream
-from geomhooks.turns import Turns, check_fraction
 
 if TYPE_CHECKING:
     from geomhooks.snapshot import Geometry

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
-from geomhooks.tokens import Tokens, TokenStream
+from geomhooks.forwards.tokens import Tokens, TokenStream
 
 if TYPE_CHECKING:
+    from geomhooks.accumulators.second_moment import SecondMoment
+    from geomhooks.accumulators.two_way import TwoWay
     from geomhooks.anatomy.additions import Addition
     from geomhooks.anatomy.families import Stack
     from geomhooks.anatomy.parts import BlockParts
     from geomhooks.functional.logit_lens import LogitLens
     from geomhooks.functional.query_key import QueryKey
     from geomhooks.reductions import Reduced
-    from geomhooks.second_moment import SecondMoment
-    from geomhooks.two_way import TwoWay
 
 __all__ = ["LAWS", "Reading", "Site", "Statistic"]
 

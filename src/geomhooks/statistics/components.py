@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Moments, Sum
+from geomhooks.accumulators.table import EMPTY, Table, hash_keys
 from geomhooks.errors import SiteError
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.indicators import Indicators, indicators
 from geomhooks.functional.query_key import visible
 from geomhooks.functional.shapes import as_float
@@ -19,8 +21,6 @@ from geomhooks.statistics.attention import continued
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
 from geomhooks.statistics.subset_scores import add_scores, score_sums, scores, subsets, targets_of
-from geomhooks.table import EMPTY, Table, hash_keys
-from geomhooks.tokens import Tokens
 
 __all__ = ["Components"]
 

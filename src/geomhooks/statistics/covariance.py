@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
+from geomhooks.accumulators.second_moment import SecondMoment
+from geomhooks.accumulators.turns import Turns, check_fraction
 from geomhooks.errors import SiteError
+from geomhooks.forwards.tokens import TokenStream
 from geomhooks.functional.rank import effective_rank
 from geomhooks.functional.spectrum import (
     condition_number,
@@ -19,10 +22,7 @@ from geomhooks.functional.spectrum import (
     spectrum,
 )
 from geomhooks.results import Lazy, Unavailable
-from geomhooks.second_moment import SecondMoment
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
-from geomhooks.tokens import TokenStream
-from geomhooks.turns import Turns, check_fraction
 
 __all__ = ["OF_A_SAMPLE", "Covariance"]
 
@@ -42,9 +42,9 @@ class Covariance(Statistic):
     Args:
         fraction: of the forwards that are looked at, above 0 and at most 1. Every result is then
             over their tokens. The first forward is one of them, and the others are spread evenly
-            (:func:`geomhooks.turns.is_chosen`), by their number alone, whatever they hold, so that
-            the choice biases no estimate. Batches cut or ordered otherwise, or shared out among
-            ranks, are other forwards, and the sample is another one; ``laws`` says so.
+            (:func:`geomhooks.accumulators.turns.is_chosen`), by their number alone, whatever they
+            hold, so that the choice biases no estimate. Batches cut or ordered otherwise, or shared
+            out among ranks, are other forwards, and the sample is another one; ``laws`` says so.
         max_bytes: refuse a configuration whose state at one site would take more; it takes 8 d^2.
         positions: capacity T; by default the smaller of the model's maximum and 2048. All
             statistics of a watch share one capacity.

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
+from geomhooks.accumulators.second_moment import SecondMoment
+from geomhooks.accumulators.turns import Turns, check_fraction
 from geomhooks.errors import SiteError
+from geomhooks.forwards.tokens import TokenStream
 from geomhooks.functional.linear_fit import LinearFit, linear_fit
 from geomhooks.functional.shapes import as_float
 from geomhooks.reductions.products import add_products
 from geomhooks.results import Lazy, Unavailable
-from geomhooks.second_moment import SecondMoment
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.covariance import OF_A_SAMPLE
-from geomhooks.tokens import TokenStream
-from geomhooks.turns import Turns, check_fraction
 
 __all__ = ["FeedForwardFit"]
 

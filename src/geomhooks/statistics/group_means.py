@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
+from geomhooks.accumulators.group_sums import GroupSums
 from geomhooks.errors import SiteError
 from geomhooks.functional.group_means import (
     BetweenGroups,
@@ -18,7 +19,6 @@ from geomhooks.functional.group_means import (
     mean_distances,
     standard_errors,
 )
-from geomhooks.group_sums import GroupSums
 from geomhooks.results import Lazy, Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
 

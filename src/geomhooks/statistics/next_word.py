@@ -10,13 +10,13 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.errors import TokensError
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.logit_lens import LogitLens
 from geomhooks.functional.shapes import as_float
 from geomhooks.results import Result
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
 from geomhooks.statistics.through_lens import through_lens
-from geomhooks.tokens import Tokens
 
 __all__ = ["NextWord"]
 
@@ -41,9 +41,9 @@ class NextWord(Statistic):
     last token of a row has none in its forward and is not counted: contexts that go on in other
     forwards, as in generation, lose one pair for each, and ``laws`` says so.
 
-    Taken where :mod:`geomhooks.anatomy` knows the model. Where it has no head, the rows of its
-    token embeddings stand in for one. The rows of all tokens and of their next ones are held for
-    the time of a forward.
+    Taken where :mod:`geomhooks.anatomy` knows the model. Where it has no head, or one that is more
+    than a projection, as models for masked words have, the rows of its token embeddings stand in
+    for one. The rows of all tokens and of their next ones are held for the time of a forward.
 
     Args:
         positions: capacity T; by default the smaller of the model's maximum and 2048. All

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
-from geomhooks.contexts import Contexts
+from geomhooks.accumulators.contexts import Contexts
+from geomhooks.accumulators.second_moment import SecondMoment
+from geomhooks.accumulators.table import EMPTY
+from geomhooks.accumulators.turns import Turns, check_fraction
+from geomhooks.accumulators.two_way import TwoWay
 from geomhooks.errors import SiteError
+from geomhooks.forwards.tokens import TokenStream
 from geomhooks.functional.two_way import (
     singular_value_floor,
     variance_components,
 )
 from geomhooks.results import Lazy, Result, Unavailable
-from geomhooks.second_moment import SecondMoment
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.covariance import OF_A_SAMPLE
 from geomhooks.statistics.pos_ctx_derived import DERIVED, MOMENTS, NO_GROUPS, derive, has_groups
-from geomhooks.table import EMPTY
-from geomhooks.tokens import TokenStream
-from geomhooks.turns import Turns, check_fraction
-from geomhooks.two_way import TwoWay
 
 __all__ = ["PosCtx"]
 

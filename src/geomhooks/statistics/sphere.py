@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Moments, Sum
+from geomhooks.accumulators.norm_weights import NormWeights
+from geomhooks.accumulators.unit_vectors import UnitVectors
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
 from geomhooks.functional.norm_geometry import norm_constants
-from geomhooks.norm_weights import NormWeights
 from geomhooks.reductions import reduce_move, sites_that_wait
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
@@ -27,7 +28,6 @@ from geomhooks.statistics.sphere_notes import (
     norm_gaps,
     step_angle,
 )
-from geomhooks.unit_vectors import UnitVectors
 
 __all__ = ["Sphere"]
 

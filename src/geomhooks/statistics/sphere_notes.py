@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Moments
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.native import load
 from geomhooks.reductions import OnePass, Reduced
 from geomhooks.reductions.plain import wide_of
 from geomhooks.statistics.base import Reading, Site
-from geomhooks.tokens import Tokens
 
 __all__ = ["BINS", "HIGH", "LOW", "Note", "add_notes", "features", "norm_gaps", "step_angle"]
 

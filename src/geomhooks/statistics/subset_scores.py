@@ -11,9 +11,9 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Sum
 from geomhooks.errors import TokensError
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.next_word import next_tokens
-from geomhooks.tokens import Tokens
 
 __all__ = ["add_scores", "score_sums", "scores", "subsets", "targets_of"]
 

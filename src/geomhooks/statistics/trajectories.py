@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from geomhooks.accumulators import Accumulator
+from geomhooks.accumulators.trajectory_states import KeptTokens, Places, TokenStates
 from geomhooks.errors import SiteError
+from geomhooks.forwards.tokens import TokenStream
 from geomhooks.results import Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
 from geomhooks.statistics.through_lens import through_lens
-from geomhooks.tokens import TokenStream
-from geomhooks.trajectory_states import KeptTokens, Places, TokenStates
 
 __all__ = ["Trajectories"]
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Moments, Sum
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.shapes import as_float
 from geomhooks.functional.updates import head_writes, update_parts
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
-from geomhooks.tokens import Tokens
 
 if TYPE_CHECKING:
     from geomhooks.anatomy.additions import Addition

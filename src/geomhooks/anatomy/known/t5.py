@@ -11,7 +11,7 @@ from geomhooks.anatomy.families import Family
 from geomhooks.anatomy.parts import MLP, Attention, BlockParts, Embeddings, Linear
 from geomhooks.anatomy.relative_positions import relative_bias
 from geomhooks.errors import AnatomyError
-from geomhooks.frames import unwrap_transforms
+from geomhooks.forwards.frames import unwrap_transforms
 
 __all__ = ["FAMILIES", "t5"]
 

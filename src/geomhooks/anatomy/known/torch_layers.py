@@ -11,7 +11,7 @@ from geomhooks.anatomy.describing import Around, Block, read_norm
 from geomhooks.anatomy.families import Family
 from geomhooks.anatomy.parts import MLP, Attention, BlockParts, Linear, Sublayer
 from geomhooks.errors import AnatomyError
-from geomhooks.frames import unwrap_transforms
+from geomhooks.forwards.frames import unwrap_transforms
 from geomhooks.norms import NormModule
 from geomhooks.sharded import is_spread
 

@@ -1,8 +1,8 @@
 """The sums of one site that the two-way fit h = mu + pos + ctx + resid needs.
 
-They follow the decisions of the stream's :class:`~geomhooks.contexts.Contexts`. With W[c, t] the
-number of tokens of context c at position t, n_c their sum over t, and all h taken about a fixed
-shift:
+They follow the decisions of the stream's :class:`~geomhooks.accumulators.contexts.Contexts`. With
+W[c, t] the number of tokens of context c at position t, n_c their sum over t, and all h taken about
+a fixed shift:
 
     S_t = sum_c W h       R = sum_c W_c S_c / n_c
     q = sum W |h|^2       q_ctx = sum_c |S_c|^2 / n_c
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
-from geomhooks.contexts import Contexts, Fold, MergePlan, Step
+from geomhooks.accumulators.contexts import Contexts, Fold, MergePlan, Step
+from geomhooks.accumulators.table import add_rows
 from geomhooks.gpu import load as load_kernels
 from geomhooks.gpu import runs_on
 from geomhooks.native import load, usable
-from geomhooks.table import add_rows
 
 if TYPE_CHECKING:
-    from geomhooks.tokens import Tokens
+    from geomhooks.forwards.tokens import Tokens
 
 __all__ = ["TwoWay"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomhooks.caches import Marks, cache_of, marks_of, past_length
 from geomhooks.errors import TokensError
+from geomhooks.forwards.caches import Marks, cache_of, marks_of, past_length
 
 __all__ = [
     "FEATURES",

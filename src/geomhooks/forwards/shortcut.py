@@ -2,7 +2,7 @@
 
 It is open where a site has been read before and nothing about it is unusual: plain contiguous
 tensors on a CPU, of the type and width that they had, and contexts that one step can hold.
-Elsewhere :meth:`geomhooks.routing.Routing.read` goes the long way, to the same numbers.
+Elsewhere :meth:`geomhooks.forwards.routing.Routing.read` goes the long way, to the same numbers.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
-from geomhooks.frames import Frame
+from geomhooks.forwards.frames import Frame
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.native import load, usable
 from geomhooks.plan import SitePlan
 from geomhooks.reductions import DTYPES, OnePass, sites_that_wait, workers_for
 from geomhooks.state import SiteState
 from geomhooks.statistics.base import Reading, Statistic
-from geomhooks.tokens import Tokens
 
 __all__ = ["Shortcut", "Stage"]
 
@@ -138,7 +138,7 @@ class Shortcut:
             stage: what its sites have in common.
             out: the site's tensor, which fits.
             into: the module's input, or None where the site has none.
-            borrowed: see :meth:`geomhooks.routing.Routing.read`.
+            borrowed: see :meth:`geomhooks.forwards.routing.Routing.read`.
         """
         shape = out.shape
         if not stage.is_open or not self._known[0]:

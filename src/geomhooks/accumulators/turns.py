@@ -14,7 +14,7 @@ from geomhooks.accumulators import Accumulator, Field
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from geomhooks.tokens import Tokens
+    from geomhooks.forwards.tokens import Tokens
 
 __all__ = ["Turns", "check_fraction", "is_chosen"]
 

@@ -24,8 +24,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from geomhooks.caches import SeenCache, cache_of, cache_tensors, raw_length
-from geomhooks.calls import FEATURES, OPENING, PLAIN, STATED, copy_of
+from geomhooks.forwards.caches import SeenCache, cache_of, cache_tensors, raw_length
+from geomhooks.forwards.calls import FEATURES, OPENING, PLAIN, STATED, copy_of
 
 __all__ = ["close_compiled", "make_ticket", "notice_hooks", "open_compiled", "read_compiled"]
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
-from geomhooks.table import EMPTY, Placement, Table, add_rows, hash_keys
+from geomhooks.accumulators.table import EMPTY, Placement, Table, add_rows, hash_keys
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from geomhooks.tokens import Tokens
+    from geomhooks.forwards.tokens import Tokens
 
 __all__ = ["KeptTokens", "Places", "TokenStates"]
 
@@ -55,7 +55,7 @@ class KeptTokens(Table):
         length: how many positions of each, from position 0 on.
 
     Example:
-        >>> from geomhooks.tokens import Tokens
+        >>> from geomhooks.forwards.tokens import Tokens
         >>> kept = KeptTokens([7], length=2).allocate()
         >>> real, keys = torch.ones(2, 3, dtype=torch.bool), torch.tensor([5, 7])
         >>> positions, ids = torch.arange(3).expand(2, 3), torch.tensor([[1, 2, 3], [4, 5, 6]])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 
 from geomhooks.errors import HookError, SiteError
-from geomhooks.frames import unwrap_transforms, version_of
+from geomhooks.forwards.frames import unwrap_transforms, version_of
 from geomhooks.sharded import REPLICATED, local_tensor
 from geomhooks.sites import to_batch_time_width
 

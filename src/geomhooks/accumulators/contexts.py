@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
+from geomhooks.accumulators.table import EMPTY, Placement, Table, hash_keys
 from geomhooks.functional.two_way import Design, connected_positions
 from geomhooks.native import load, usable
-from geomhooks.table import EMPTY, Placement, Table, hash_keys
 
 if TYPE_CHECKING:
-    from geomhooks.tokens import Tokens
+    from geomhooks.forwards.tokens import Tokens
 
 __all__ = ["Contexts", "Fold", "MergePlan", "Step"]
 

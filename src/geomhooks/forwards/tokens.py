@@ -1,8 +1,8 @@
 """Which entries of a hidden state are real, where they stand, and to which context they belong.
 
-What a :class:`~geomhooks.calls.Call` said is resolved against the shape of the hidden state; that
-gives :class:`Tokens`. Nothing here depends on the values of a tensor: shapes and arguments decide
-which branch is taken, so that a forward runs straight.
+What a :class:`~geomhooks.forwards.calls.Call` said is resolved against the shape of the hidden
+state; that gives :class:`Tokens`. Nothing here depends on the values of a tensor: shapes and
+arguments decide which branch is taken, so that a forward runs straight.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Sum
-from geomhooks.caches import UNTOLD, Running, marks_of, reference_to
-from geomhooks.calls import Call, Statement, real_entries
+from geomhooks.accumulators.table import EMPTY
 from geomhooks.errors import TokensError
+from geomhooks.forwards.caches import UNTOLD, Running, marks_of, reference_to
+from geomhooks.forwards.calls import Call, Statement, real_entries
 from geomhooks.native import load
-from geomhooks.table import EMPTY
 
 __all__ = ["CENSUS", "TokenStream", "Tokens", "positions_of"]
 

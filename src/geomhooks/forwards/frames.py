@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from geomhooks.calls import Call, Statement
 from geomhooks.errors import SiteError, WatchError
+from geomhooks.forwards.calls import Call, Statement
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.reductions import Reduced
-from geomhooks.tokens import Tokens
 
 if TYPE_CHECKING:
-    from geomhooks.running import Running
+    from geomhooks.forwards.running import Running
 
 __all__ = [
     "Frame",

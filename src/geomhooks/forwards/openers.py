@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from geomhooks.calls import OPENING
+from geomhooks.forwards.calls import OPENING
 from geomhooks.sites import named_modules
 
 __all__ = [

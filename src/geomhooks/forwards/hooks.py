@@ -1,8 +1,9 @@
 """The hooks: before and after a call that opens a token stream, at a site, and inside of a block.
 
 Each has two halves. What ``torch`` calls picks out of a module's arguments and results what
-matters; in compiled code it leaves an operator in the graph (:mod:`geomhooks.compiled`). The other
-half runs with the forward, at once or when that operator is reached, and tells the watch.
+matters; in compiled code it leaves an operator in the graph
+(:mod:`geomhooks.forwards.compiled`). The other half runs with the forward, at once or when that
+operator is reached, and tells the watch.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from geomhooks.caches import cache_of
-from geomhooks.calls import OPENING
-from geomhooks.compiled import close_compiled, make_ticket, open_compiled, read_compiled
-from geomhooks.openers import Opener, parameters_of
+from geomhooks.forwards.caches import cache_of
+from geomhooks.forwards.calls import OPENING
+from geomhooks.forwards.compiled import close_compiled, make_ticket, open_compiled, read_compiled
+from geomhooks.forwards.openers import Opener, parameters_of
+from geomhooks.forwards.running import Look
 from geomhooks.plan import SitePlan
-from geomhooks.running import Look
 from geomhooks.sites import describe_type, find_tensor
 
 __all__ = [

@@ -12,29 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomhooks.calls import Call, Statement, add_statement, read_call, read_plain_call
-from geomhooks.contexts import again, to_device
+from geomhooks.accumulators.contexts import again, to_device
 from geomhooks.errors import SiteError, WatchError
-from geomhooks.frames import (
+from geomhooks.forwards.calls import Call, Statement, add_statement, read_call, read_plain_call
+from geomhooks.forwards.frames import (
     Frame,
     outside_transforms,
     own_what_is_carried,
     unwrap_transforms,
     without_autocast,
 )
-from geomhooks.heads import find_time_axis, heads_to_rows
-from geomhooks.openers import Opener
+from geomhooks.forwards.heads import find_time_axis, heads_to_rows
+from geomhooks.forwards.openers import Opener
+from geomhooks.forwards.running import Look, Running, look_back
+from geomhooks.forwards.schedule import Schedule
+from geomhooks.forwards.shortcut import Shortcut, Stage
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.plan import Parts, Plan, SitePlan
 from geomhooks.reductions import reduce
 from geomhooks.reductions.products import add_products
-from geomhooks.running import Look, Running, look_back
-from geomhooks.schedule import Schedule
 from geomhooks.sharded import REPLICATED, local_tensor
-from geomhooks.shortcut import Shortcut, Stage
 from geomhooks.sites import rearranged, to_batch_time_width
 from geomhooks.state import SiteState
 from geomhooks.statistics.base import Reading
-from geomhooks.tokens import Tokens
 
 __all__ = ["Routing"]
 

@@ -1,0 +1,5 @@
+"""Running tensors that add, merge, reset and pack: all that outlives a forward."""
+
+from geomhooks.accumulators.basic import Accumulator, Field, Max, Min, Moments, Sum
+
+__all__ = ["Accumulator", "Field", "Max", "Min", "Moments", "Sum"]
