@@ -407,6 +407,8 @@ def attention(
         alone = covariance.diagonal(axis1=1, axis2=2) / variance[:, None]
         five, most = (heads, 5, 5), np.abs(covariance).max()
         size = most / variance.min()
+        # Parts that cancel leave a variance of few digits, by which ratios are divided.
+        size = size * max(1.0, size * FLOAT32 / 1e-5)
         numbers |= {
             f"{prefix}shares": relative_to(size, shares.reshape(five)),
             f"{prefix}alone": relative_to(size, alone.reshape(five)),

@@ -160,6 +160,12 @@ class Call:
     pad: int | None = None
     one_stack: bool = False
 
+    @property
+    def says_more_than_ids(self) -> bool:
+        """Something is masked, has a position, or goes on."""
+        said = (self.mask, self.square_mask, self.positions, self.cache)
+        return any(one is not None for one in said)
+
 
 def read_call(
     arguments: Mapping[str, Any], config: Any = None, parent: Call | None = None
@@ -210,7 +216,12 @@ def read_call(
         call.labels = labels
     call.mask = _stated(arguments.get(prefix + "attention_mask"))
     call.positions = _stated_positions(arguments.get(prefix + "position_ids"))
-    if parent is not None and call.mask is None and same_tensor(call.ids, parent.ids):
+    if (
+        parent is not None
+        and parent.says_more_than_ids
+        and call.mask is None
+        and same_tensor(call.ids, parent.ids)
+    ):
         # As embedding layers are called, which need no mask: the call around it has said it all.
         return None if call.positions is None else replace(parent, positions=call.positions)
     if inner and parent is not None and parent.one_stack and parent.grid == call.grid:
