@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -163,6 +164,7 @@ def describe_parts(root: nn.Module, plans: Iterable[SitePlan]) -> None:
     family, blocks = find_blocks(root)
     known = {block.name: block for block in blocks}
     stacks = list(dict.fromkeys(block.stack for block in blocks))
+    anatomy = cache(lambda: find_anatomy(root))  # which tries every norm of the model
     lenses: dict[str, LiveLens] = {}
     watched = {(plan.place.name, s.name) for plan in plans for s in plan.statistics}
     for plan in plans:
@@ -178,7 +180,7 @@ def describe_parts(root: nn.Module, plans: Iterable[SitePlan]) -> None:
         if plan.uses("additions") and plan.block is not None:
             plan.looks = looks_at(plan.block.latest, plan.uses("heads"))
         if plan.uses("stack"):
-            plan.around = stack_around(plan, find_anatomy(root), watched)
+            plan.around = stack_around(plan, anatomy(), watched)
         if plan.uses("logit_lens") or plan.uses("head"):
             if not stack and len(stacks) > 1:
                 raise SiteError(
@@ -194,7 +196,7 @@ def describe_parts(root: nn.Module, plans: Iterable[SitePlan]) -> None:
                 )
             stack = stack or stacks[0]
             if stack not in lenses:
-                lenses[stack] = LiveLens(root, find_anatomy(root), stack)
+                lenses[stack] = LiveLens(root, anatomy(), stack)
             plan.lens = lenses[stack]
             if plan.uses("head") and plan.lens.head() is None:
                 raise SiteError(

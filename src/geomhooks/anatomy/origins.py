@@ -152,9 +152,7 @@ class Origins:
     ) -> dict[str, Tensor]:
         """What a norm makes of each term of a state."""
         fixed = frozen(norm, state)
-        factor = fixed.scale[..., None].to(state)
-        if fixed.gain is not None:
-            factor = factor * fixed.gain.to(factor)
+        factor = fixed.factor(state)
         if fixed.centred and self.own_means:
             rows = {name: row - row.mean(-1, keepdim=True) for name, row in rows.items()}
         rows = {name: row * factor for name, row in rows.items()}

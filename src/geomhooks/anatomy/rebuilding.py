@@ -27,11 +27,7 @@ __all__ = [
 
 def normed(states: Tensor, norm: NormModule | None) -> Tensor:
     """States (..., d) as they are after a norm, or as they are where there is none."""
-    if norm is None:
-        return states
-    fixed = frozen(norm, states)
-    assert fixed.bias is not None
-    return fixed.linear(states) + fixed.bias.to(states)
+    return states if norm is None else frozen(norm, states)(states)
 
 
 def capped(logits: Tensor, cap: float | None) -> Tensor:

@@ -98,8 +98,7 @@ class Terms:
     @property
     def total(self) -> Tensor:
         """(B, T, d) the sum of all."""
-        parts = [rows.sum(0) for rows in self.rows.values()]
-        return torch.stack(parts).sum(0)
+        return self.summed.sum(0)
 
     @property
     def summed(self) -> Tensor:
@@ -176,9 +175,7 @@ class Terms:
 def affine(norm: NormModule, states: Tensor) -> tuple[Tensor, Tensor]:
     """What a norm multiplies states (..., d) by, and what it adds to that, both (..., d)."""
     fixed = frozen(norm, states)
-    factor = fixed.scale[..., None].to(states)
-    if fixed.gain is not None:
-        factor = factor * fixed.gain.to(factor)
+    factor = fixed.factor(states)
     shift = -states.mean(-1, keepdim=True) * factor if fixed.centred else torch.zeros_like(states)
     return factor, shift if fixed.bias is None else shift + fixed.bias.to(factor)
 

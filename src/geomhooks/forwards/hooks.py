@@ -129,7 +129,7 @@ def put_on(module: nn.Module, hook: Hook, first: bool = False) -> RemovableHandl
     Compiled code is guarded by the numbers of those hooks that are always called; with new numbers
     it would be compiled again for each watch.
     """
-    before = isinstance(hook, (OpenStream, ReadInput, BeginBlock, ReadEmbeddings))
+    before = isinstance(hook, (OpenStream, ReadInput, _Enter))
     taken = module._forward_pre_hooks if before else module._forward_hooks
     number = -1
     while number in taken:
@@ -260,8 +260,12 @@ class ReadOutput(_Read):
         self.show(output, (*args, kwargs) if self.wants_input else None)
 
 
-class BeginBlock(_Read):
-    """Before a block whose sublayers are looked at."""
+class _Enter(Hook):
+    """Before a module whose input the watch is told of, which is none of a site's numbers."""
+
+    def __init__(self, watch: Router, site: SitePlan) -> None:
+        super().__init__(watch)
+        self.site = site
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook."""
@@ -271,12 +275,32 @@ class BeginBlock(_Read):
         if torch.compiler.is_compiling():
             read_compiled(self.ticket, None, entered)
         elif self.counts:
-            self.watch.begin(self.site, entered, borrowed=False)
+            self.tell(entered, borrowed=False)
 
     def shown(self, out: Tensor | None, into: Tensor | None, *, borrowed: bool) -> None:
-        """The block begins."""
+        """The tensor is there."""
         if self.counts:
-            self.watch.begin(self.site, into, borrowed=borrowed)
+            self.tell(into, borrowed=borrowed)
+
+    def tell(self, into: Tensor | None, *, borrowed: bool) -> None:
+        """Tell the watch."""
+        raise NotImplementedError
+
+
+class BeginBlock(_Enter):
+    """Before a block whose sublayers are looked at."""
+
+    def tell(self, into: Tensor | None, *, borrowed: bool) -> None:
+        """The block begins."""
+        self.watch.begin(self.site, into, borrowed=borrowed)
+
+
+class ReadEmbeddings(_Enter):
+    """Before the norm of embeddings that comes before the first block of a stack."""
+
+    def tell(self, into: Tensor | None, *, borrowed: bool) -> None:
+        """The norm begins."""
+        self.watch.keep_embedded(self.site, into, borrowed=borrowed)
 
 
 class ReadSublayer(Hook):
@@ -309,41 +333,10 @@ class ReadSublayer(Hook):
                 self.watch.keep(self.site, self.look, name, tensor, what, borrowed=borrowed)
 
 
-class ReadEmbeddings(Hook):
-    """Before the norm of embeddings that comes before the first block of a stack."""
-
-    def __init__(self, watch: Router, site: SitePlan) -> None:
-        super().__init__(watch)
-        self.site = site
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Forward pre-hook."""
-        if is_recorded():
-            return
-        entered = find_tensor((*args, kwargs))
-        if torch.compiler.is_compiling():
-            read_compiled(self.ticket, None, entered)
-        elif self.counts:
-            self.watch.keep_embedded(self.site, entered, borrowed=False)
-
-    def shown(self, out: Tensor | None, into: Tensor | None, *, borrowed: bool) -> None:
-        """The tensor is there."""
-        if self.counts:
-            self.watch.keep_embedded(self.site, into, borrowed=borrowed)
-
-
 # Around a compiled model torch calls the root's hooks itself: they are no code to be compiled.
 CODE = tuple(
     kind.__call__.__code__
-    for kind in (
-        OpenStream,
-        CloseStream,
-        ReadInput,
-        ReadOutput,
-        BeginBlock,
-        ReadSublayer,
-        ReadEmbeddings,
-    )
+    for kind in (OpenStream, CloseStream, ReadInput, ReadOutput, ReadSublayer, _Enter)
 )
 
 

@@ -42,11 +42,7 @@ class LogitLens(NamedTuple):
 
     def states(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., d) as the final norm makes them."""
-        if self.freeze is None:
-            return hidden
-        norm = self.freeze(hidden)
-        states = norm.linear(hidden)
-        return states if norm.bias is None else states + norm.bias.to(states)
+        return hidden if self.freeze is None else self.freeze(hidden)(hidden)
 
     def words(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows (..., d) and biases (...) of words (...), which must all be there."""

@@ -63,6 +63,16 @@ class FrozenNorm(NamedTuple):
         states = states * self.scale.to(states)[..., None]
         return states if self.gain is None else states * self.gain.to(states)
 
+    def __call__(self, states: Tensor) -> Tensor:
+        """The whole map, for (..., T, d)."""
+        states = self.linear(states)
+        return states if self.bias is None else states + self.bias.to(states)
+
+    def factor(self, like: Tensor) -> Tensor:
+        """What entries are multiplied by, (..., T, d), or (..., T, 1) where all are alike."""
+        factor = self.scale.to(like)[..., None]
+        return factor if self.gain is None else factor * self.gain.to(like)
+
 
 class Rotary(NamedTuple):
     """A rotary position embedding at the positions of the tokens.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Sum
-from geomhooks.accumulators.turns import Turns, check_fraction
+from geomhooks.accumulators.turns import check_fraction
 from geomhooks.errors import SiteError
-from geomhooks.forwards.tokens import Tokens, TokenStream
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.logit_shares import (
     LogitShares,
     LogitSums,
@@ -21,12 +21,13 @@ from geomhooks.functional.logit_shares import (
     logit_shares,
     logit_sums,
 )
-from geomhooks.functional.query_key import QUERY_KEY_PARTS, visible
+from geomhooks.functional.query_key import QUERY_KEY_PARTS
 from geomhooks.functional.shapes import as_float
 from geomhooks.reductions.plain import sum_by_context
 from geomhooks.results import Lazy, Result, Unavailable
-from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
-from geomhooks.statistics.covariance import OF_A_SAMPLE
+from geomhooks.statistics.base import LAWS, Reading, Site
+from geomhooks.statistics.looked_at import continued, looked_at
+from geomhooks.statistics.some_forwards import OF_A_SAMPLE, SomeForwards
 
 if TYPE_CHECKING:
     from geomhooks.snapshot import Geometry
@@ -37,7 +38,7 @@ PARTS = len(QUERY_KEY_PARTS)
 DERIVED = ("shares", "alone", "cross", "variance", "covariance")
 
 
-class Attention(Statistic):
+class Attention(SomeForwards):
     r"""Of the variance of attention's logits, the share of each pair of parts, in each head.
 
     With the norm's scale at each token held fixed, a query is a sum of five vectors, those of the
@@ -136,14 +137,6 @@ class Attention(Statistic):
             )
         self._there: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def shared(self, stream: TokenStream) -> dict[str, Accumulator]:
-        """The number of the forward, where it decides."""
-        return {} if self.fraction == 1 else {Turns.NAME: Turns()}
-
-    def takes(self, plans: Mapping[str, Any]) -> bool:
-        """Look at the forwards that are chosen."""
-        return Turns.choose(plans, self.fraction)
-
     def accumulators(self, site: Site) -> dict[str, Accumulator]:
         """Sums over logits of their 25 parts and the products of these.
 
@@ -195,13 +188,8 @@ class Attention(Statistic):
         known = tokens.real & (tokens.positions < len(pos)) & ~continued(tokens)
         known = known & torch.isfinite(own).all(-1) & torch.isfinite(hidden).all(-1)
         parts = split_known(hidden, mean, own, known, tokens)
-        allowed = known[:, None, :, None] & known[:, None, None, :]
-        if tokens.segments is not None:
-            segments = tokens.segments[:, None]
-            allowed = allowed & (segments[..., :, None] == segments[..., None, :])
-        allowed = allowed & visible(
-            tokens.length, causal=weights.causal, window=weights.window, device=hidden.device
-        )
+        allowed = looked_at(tokens, known, weights.causal, weights.window)
+        allowed = allowed & known[:, None, :, None]
         columns = torch.arange(tokens.length, device=hidden.device)
         constant = None if weights.distance is None else weights.distance(columns, columns)
         found = logit_sums(*weights.project(parts), allowed, weights.scale, constant=constant).over(
@@ -267,14 +255,6 @@ def lazily(shares: Any) -> dict[str, Any]:
 
     assert set(DERIVED) == set(LogitShares._fields)
     return {name: field(name) for name in DERIVED}
-
-
-def continued(tokens: Tokens) -> Tensor:
-    """() or (1,) bool: the forward goes on with a cache."""
-    past = tokens.end - tokens.length
-    if isinstance(past, Tensor):
-        return past > 0
-    return torch.full((), past > 0, device=tokens.real.device)
 
 
 def split_known(hidden: Tensor, mean: Tensor, pos: Tensor, known: Tensor, tokens: Tokens) -> Tensor:

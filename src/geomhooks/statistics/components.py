@@ -13,13 +13,12 @@ from geomhooks.accumulators.table import EMPTY, Table, hash_keys
 from geomhooks.errors import SiteError
 from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.indicators import Indicators, indicators
-from geomhooks.functional.query_key import visible
 from geomhooks.functional.shapes import as_float
 from geomhooks.reductions.plain import sum_by_context, wide_of
 from geomhooks.results import Result, Unavailable
-from geomhooks.statistics.attention import continued
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
+from geomhooks.statistics.looked_at import continued, looked_at
 from geomhooks.statistics.subset_scores import add_scores, score_sums, scores, subsets, targets_of
 
 __all__ = ["Components"]
@@ -267,12 +266,13 @@ class Components(Statistic):
             terms.add_block(reading.block, reading.additions)
         else:
             tokens = reading.tokens
+            there = tokens.real if tokens.present is None else tokens.present
             terms.add_block(
                 reading.block,
                 reading.taps["in"],
                 reading.additions,
                 tokens.positions,
-                lambda attention: looked_at(tokens, attention.causal, attention.window),
+                lambda attention: looked_at(tokens, there, attention.causal, attention.window),
             )
         if site.last:
             del carry[site.stack]
@@ -318,16 +318,6 @@ class Components(Statistic):
                 of_term |= {t: of_term[t].view(site.depth, -1) for t in heads if t in of_term}
             out[name] = Result(**of_term)
         return Result(**out)
-
-
-def looked_at(tokens: Tokens, causal: bool, window: int | None) -> Tensor:
-    """Which query looks at which key, (B, 1, T, T) bool."""
-    there = tokens.real if tokens.present is None else tokens.present
-    allowed = visible(tokens.length, causal=causal, window=window, device=there.device)
-    allowed = allowed & there[:, None, None, :]
-    if tokens.segments is not None:
-        allowed = allowed & (tokens.segments[:, None, :, None] == tokens.segments[:, None, None])
-    return allowed
 
 
 def add_by_context(table: Table, values: Tensor, keep: Tensor, tokens: Tokens) -> None:

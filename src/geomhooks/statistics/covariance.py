@@ -11,9 +11,8 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.second_moment import SecondMoment
-from geomhooks.accumulators.turns import Turns, check_fraction
+from geomhooks.accumulators.turns import check_fraction
 from geomhooks.errors import SiteError
-from geomhooks.forwards.tokens import TokenStream
 from geomhooks.functional.rank import effective_rank
 from geomhooks.functional.spectrum import (
     condition_number,
@@ -22,16 +21,13 @@ from geomhooks.functional.spectrum import (
     spectrum,
 )
 from geomhooks.results import Lazy, Unavailable
-from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
+from geomhooks.statistics.base import LAWS, Reading, Site
+from geomhooks.statistics.some_forwards import OF_A_SAMPLE, SomeForwards
 
-__all__ = ["OF_A_SAMPLE", "Covariance"]
-
-# What is left of the laws where forwards are chosen by their number: other batches are other
-# forwards, and each shard chooses among its own. What was chosen is added up exactly.
-OF_A_SAMPLE = LAWS - {"batching", "order", "packing", "generation"}
+__all__ = ["Covariance"]
 
 
-class Covariance(Statistic):
+class Covariance(SomeForwards):
     r"""Mean and covariance of hidden states over all tokens, and how their variance is spread.
 
     .. math:: \mu = \frac{1}{n} \sum h, \quad C = \frac{1}{n} \sum (h - \mu)(h - \mu)^\top
@@ -86,10 +82,6 @@ class Covariance(Statistic):
         self.positions = positions
         self.laws = LAWS if fraction == 1 else OF_A_SAMPLE
 
-    def shared(self, stream: TokenStream) -> dict[str, Accumulator]:
-        """The number of the forward, where it decides."""
-        return {} if self.fraction == 1 else {Turns.NAME: Turns()}
-
     def accumulators(self, site: Site) -> dict[str, Accumulator]:
         """Sums of the states and of their products."""
         moment = SecondMoment(site.width)
@@ -100,10 +92,6 @@ class Covariance(Statistic):
                 "sites, or raise max_bytes."
             )
         return {"moment": moment}
-
-    def takes(self, plans: Mapping[str, Any]) -> bool:
-        """Look at the forwards that are chosen."""
-        return Turns.choose(plans, self.fraction)
 
     def second_moment_target(
         self, state: Mapping[str, Any], plans: Mapping[str, Any]

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.second_moment import SecondMoment
-from geomhooks.accumulators.turns import Turns, check_fraction
+from geomhooks.accumulators.turns import check_fraction
 from geomhooks.errors import SiteError
-from geomhooks.forwards.tokens import TokenStream
 from geomhooks.functional.linear_fit import LinearFit, linear_fit
 from geomhooks.functional.shapes import as_float
 from geomhooks.reductions.products import add_products
 from geomhooks.results import Lazy, Unavailable
-from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
-from geomhooks.statistics.covariance import OF_A_SAMPLE
+from geomhooks.statistics.base import LAWS, Reading, Site
+from geomhooks.statistics.some_forwards import OF_A_SAMPLE, SomeForwards
 
 __all__ = ["FeedForwardFit"]
 
@@ -31,7 +30,7 @@ class AboutZero(SecondMoment):
         """Nothing: the site's shift is not theirs."""
 
 
-class FeedForwardFit(Statistic):
+class FeedForwardFit(SomeForwards):
     r"""How much of what a feed-forward layer makes a linear map of what it reads would make.
 
     With x what goes into the layer, after the norm before it, and y what comes out, its last bias
@@ -81,14 +80,6 @@ class FeedForwardFit(Statistic):
         self.max_bytes = max_bytes
         self.positions = positions
         self.laws = LAWS if fraction == 1 else OF_A_SAMPLE
-
-    def shared(self, stream: TokenStream) -> dict[str, Accumulator]:
-        """The number of the forward, where it decides."""
-        return {} if self.fraction == 1 else {Turns.NAME: Turns()}
-
-    def takes(self, plans: Mapping[str, Any]) -> bool:
-        """Look at the forwards that are chosen."""
-        return Turns.choose(plans, self.fraction)
 
     def accumulators(self, site: Site) -> dict[str, Accumulator]:
         """Sums of x and y side by side, and of their products.

@@ -24,8 +24,8 @@ from geomhooks.functional.two_way import (
 )
 from geomhooks.results import Lazy, Result, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
-from geomhooks.statistics.covariance import OF_A_SAMPLE
 from geomhooks.statistics.pos_ctx_derived import DERIVED, MOMENTS, NO_GROUPS, derive, has_groups
+from geomhooks.statistics.some_forwards import OF_A_SAMPLE
 
 __all__ = ["PosCtx"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from geomhooks.functional.shapes import as_float
 from geomhooks.functional.updates import head_writes, update_parts
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
+from geomhooks.statistics.by_position import by_position
 
 if TYPE_CHECKING:
     from geomhooks.anatomy.additions import Addition
@@ -139,7 +140,7 @@ class Updates(Statistic):
             if not int(state[name]["count"].sum()) and not int(lost):
                 out[name] = Unavailable(f"no token went through the {name} of {site.name!r}")
                 continue
-            found = moments_of(state[name], FEATURES, first) | {"non_finite": lost}
+            found = by_position(state[name], FEATURES, first) | {"non_finite": lost}
             if self.heads and heads:
                 pooled = state[f"{name}_heads"].summary(slice(0, 1 if first else 2))
                 each = {key: value.view(-1, heads) for key, value in pooled.items()}
@@ -148,21 +149,7 @@ class Updates(Statistic):
                     **{f: Result(**{key: v[row] for key, v in each.items()}) for row, f in rows}
                 )
             out[name] = Result(**found)
-        return out | moments_of(state["gap"], ("gap",), first)
-
-
-def moments_of(moments: Moments, names: Sequence[str], first: int) -> dict[str, Any]:
-    """Results by feature, over positions from ``first`` on and at each of them."""
-    seen = moments["count"][0].nonzero()
-    rows = slice(first, int(seen.max()) + 1 if len(seen) else 0)
-    pooled, single = moments.summary(rows), moments.summary(rows, pooled=False)
-    return {
-        name: Result(
-            **{key: value[..., column] for key, value in pooled.items()},
-            at_position=Result(**{key: value[..., column] for key, value in single.items()}),
-        )
-        for column, name in enumerate(names)
-    }
+        return out | by_position(state["gap"], ("gap",), first)
 
 
 def add(moments: Moments, values: Tensor, tokens: Tokens, where: Tensor) -> None:
