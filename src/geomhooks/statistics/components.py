@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
 from geomhooks.statistics.looked_at import continued, looked_at
 from geomhooks.statistics.subset_scores import add_scores, score_sums, scores, subsets, targets_of
+
+if TYPE_CHECKING:
+    from geomhooks.anatomy.terms import Terms
 
 __all__ = ["Components"]
 
@@ -172,17 +175,14 @@ class Components(Statistic):
             "by_context": Table(self.contexts, columns),
             "left_out": Sum((), torch.int64),
         }
-        rows = sum(self._rows_at(site).values())
-        if rows:
-            made["rows"] = Moments((1, len(NAMES) * rows))
+        if self.split is not None:
+            made["rows"] = Moments((1, len(NAMES) * sum(self._rows_at(site).values())))
         if self.subsets and site.last:
             made |= score_sums(len(subsets(self.terms_at(site))))
         return made
 
     def _rows_at(self, site: Site) -> dict[str, int]:
         """How many rows each term has where they are kept apart."""
-        if self.split is None:
-            return {}
         heads = [number for number in site.sublayers.values() if number]
         each = (heads[0] if heads else 1) if self.split == "head" else 1
         number = {"attention": each, "source": each, "feed_forward": 1}
@@ -193,9 +193,9 @@ class Components(Statistic):
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:
         """Carry the terms on, and add what they are of the state."""
-        terms, tokens = self._follow(reading), reading.tokens
+        followed, tokens = self._follow(reading), reading.tokens
         keep = reading.reductions.keep
-        if terms is None:
+        if followed is None:
             state["left_out"].value.add_(tokens.real.sum())
             return
         if self.method == "oh_schuler":
@@ -203,11 +203,11 @@ class Components(Statistic):
             state["left_out"].value.add_((tokens.real & gone).sum())
             keep = keep & ~gone
         whole = as_float(reading.taps["out"])
-        norm = None if reading.stack is None else reading.stack.final_norm
+        norm, terms = None if reading.stack is None else reading.stack.final_norm, followed
         if self.final_norm and norm is not None:
             from geomhooks.anatomy.rebuilding import normed
 
-            terms = terms.copy()
+            terms = followed.copy()
             terms.pass_norm(norm, whole)
             whole = normed(whole, norm)
         summed = terms.summed
@@ -216,18 +216,17 @@ class Components(Statistic):
         values = torch.cat([found, gap[None]]).movedim(0, -1)
         state["moments"].add(values, tokens.at, keep)
         add_by_context(state["by_context"], values[..., :-1], keep, tokens)
-        if self.split is not None and "rows" in state:
+        if self.split is not None:
             rows = torch.cat([terms.rows[name] for name in self._rows_at(reading.site)])
             of_rows = torch.stack(indicators(rows, whole)).flatten(0, 1).movedim(0, -1)
             at = torch.zeros_like(tokens.positions)
             state["rows"].add(of_rows, at, keep)
-
         if "answers" in state:
-            self._score(state, reading)
+            self._score(state, reading, followed)
 
-    def _score(self, state: Mapping[str, Any], reading: Reading) -> None:
-        """Put sums of the terms of the last states through the head."""
-        terms, around = reading.carry.pop(("last", reading.site.stack)), reading.stack
+    def _score(self, state: Mapping[str, Any], reading: Reading, terms: Terms) -> None:
+        """Put sums of the last states' terms, which nobody needs any more, through the head."""
+        around = reading.stack
         assert around is not None
         assert reading.head is not None
         if around.final_norm is not None:
@@ -245,7 +244,7 @@ class Components(Statistic):
 
         site, carry, around = reading.site, reading.carry, reading.stack
         assert around is not None
-        if site.first and not site.has_input:
+        if site.depth == 0:
             embedded, norm = reading.taps.get("embedded"), None
             if embedded is None:
                 embedded = reading.taps["out"]
@@ -276,8 +275,6 @@ class Components(Statistic):
             )
         if site.last:
             del carry[site.stack]
-            if self.subsets:
-                carry["last", site.stack] = terms.copy()
         return terms
 
     def compute(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -303,11 +300,9 @@ class Components(Statistic):
             out["layers" if self.split == "layer" else "heads"] = self._of_rows(state, site)
         return out
 
-    def _of_rows(self, state: Mapping[str, Any], site: Site) -> Result | Unavailable:
+    def _of_rows(self, state: Mapping[str, Any], site: Site) -> Result:
         """Means of the rows of each term."""
         rows = self._rows_at(site)
-        if "rows" not in state:
-            return Unavailable("there is no block before the first one's input")
         means = state["rows"].summary()["mean"].view(len(NAMES), -1)
         out: dict[str, Any] = {}
         for index, name in enumerate(NAMES):
