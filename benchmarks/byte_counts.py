@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.forwards.calls import Call, Statement
-from geomhooks.forwards.tokens import Tokens, TokenStream
+from geomhooks.forwards.token_stream import TokenStream
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.reductions.plain import Reduced, reduce_plain
 from geomhooks.reductions.products import COLUMNS, ROWS, add_products, pieces
 from geomhooks.reductions.tiled import TILE_BYTES, reduce_tiled

@@ -28,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import geomhooks as gh
 from geomhooks.forwards.calls import Call, Statement
-from geomhooks.forwards.tokens import Tokens, TokenStream
+from geomhooks.forwards.token_stream import TokenStream
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.reductions import on_cuda
 from geomhooks.reductions.plain import NAMES, reduce_plain
 

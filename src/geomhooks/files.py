@@ -27,7 +27,7 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
 from geomhooks.errors import FileFormatError, SchemaError
-from geomhooks.forwards.tokens import CENSUS, TokenStream
+from geomhooks.forwards.token_stream import CENSUS, TokenStream
 from geomhooks.state import Shift, SiteState, State, StreamState, plain_value
 from geomhooks.statistics import REGISTRY
 from geomhooks.statistics.base import Site, Statistic

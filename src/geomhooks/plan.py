@@ -16,7 +16,7 @@ from geomhooks.errors import SchemaError, SiteError
 from geomhooks.files import first_key_of, pack_state, restore_tensors, unpack_state
 from geomhooks.forwards.openers import Opener, width_from_config
 from geomhooks.forwards.running import Look
-from geomhooks.forwards.tokens import TokenStream
+from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.norms import NormModule
 from geomhooks.sites import Place
 from geomhooks.state import Shift, SiteState, State, StreamState

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geomhooks.errors import HookError, MissingExtraError, SchemaError, SiteError, WatchError
 from geomhooks.files import pack_state, read_file, write_file
-from geomhooks.forwards.tokens import CENSUS
+from geomhooks.forwards.token_stream import CENSUS
 from geomhooks.results import Lazy, Result
 from geomhooks.state import SiteState, State
 from geomhooks.statistics.base import Statistic

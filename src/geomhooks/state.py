@@ -14,7 +14,8 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field, Sum
 from geomhooks.errors import SchemaError
-from geomhooks.forwards.tokens import Tokens, TokenStream
+from geomhooks.forwards.token_stream import TokenStream
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.native import load, usable
 from geomhooks.statistics.base import Site, Statistic
 

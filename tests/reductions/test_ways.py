@@ -19,7 +19,8 @@ from torch import Tensor
 import geomhooks as gh
 from geomhooks.accumulators.turns import Turns
 from geomhooks.forwards.calls import Call, Statement
-from geomhooks.forwards.tokens import Tokens, TokenStream
+from geomhooks.forwards.token_stream import TokenStream
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.reductions import NAMES, Reduced, fused, plain, tiled
 
 CAPACITY = 48

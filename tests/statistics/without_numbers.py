@@ -7,7 +7,8 @@ from functools import partial
 import torch
 
 import geomhooks as gh
-from geomhooks.forwards.tokens import Tokens, TokenStream
+from geomhooks.forwards.token_stream import TokenStream
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.logit_lens import LogitLens
 from geomhooks.functional.query_key import freeze_norm
 from geomhooks.statistics import Reading, Site, Statistic

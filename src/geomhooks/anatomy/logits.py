@@ -21,7 +21,7 @@ from geomhooks.errors import HookError, SiteError, TokensError
 from geomhooks.forwards.calls import FEATURES, Call, Statement, read_call, read_plain_call
 from geomhooks.forwards.hooks import by_name
 from geomhooks.forwards.openers import config_of, parameters_of
-from geomhooks.forwards.tokens import positions_of
+from geomhooks.forwards.token_stream import positions_of
 from geomhooks.functional.query_key import query_key_logits, split_states
 from geomhooks.functional.shapes import as_float
 from geomhooks.sites import find_tensor, named_modules, unwrap

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
-from geomhooks.forwards.tokens import Tokens, TokenStream
+from geomhooks.forwards.token_stream import TokenStream
+from geomhooks.forwards.tokens import Tokens
 
 if TYPE_CHECKING:
     from geomhooks.accumulators.second_moment import SecondMoment

@@ -17,7 +17,7 @@ from geomhooks.accumulators.table import EMPTY
 from geomhooks.accumulators.turns import Turns, check_fraction
 from geomhooks.accumulators.two_way import TwoWay
 from geomhooks.errors import SiteError
-from geomhooks.forwards.tokens import TokenStream
+from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.functional.two_way import (
     singular_value_floor,
     variance_components,

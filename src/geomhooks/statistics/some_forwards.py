@@ -7,7 +7,7 @@ from typing import Any
 
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.turns import Turns
-from geomhooks.forwards.tokens import TokenStream
+from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.statistics.base import LAWS, Statistic
 
 __all__ = ["OF_A_SAMPLE", "SomeForwards"]

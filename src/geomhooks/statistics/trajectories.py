@@ -11,7 +11,7 @@ import torch
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.trajectory_states import KeptTokens, Places, TokenStates
 from geomhooks.errors import SiteError
-from geomhooks.forwards.tokens import TokenStream
+from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.results import Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
 from geomhooks.statistics.through_lens import through_lens
