@@ -244,7 +244,7 @@ class Counting(TorchDispatchMode):
 def operations(depth: int = 4) -> tuple[float, float, float]:
     """Operations of plain torch, a site: of the reductions, of the sums with twins, of the rest."""
     from geomhooks import state
-    from geomhooks.accumulators import basic, contexts, two_way, unit_vectors
+    from geomhooks.accumulators import contexts, moments, two_way, unit_vectors
     from geomhooks.forwards import routing
 
     counted = {"reductions": 0, "small sums": 0}
@@ -258,11 +258,11 @@ def operations(depth: int = 4) -> tuple[float, float, float]:
 
         return run
 
-    modules = (basic, contexts, state, two_way, unit_vectors)
+    modules = (contexts, moments, state, two_way, unit_vectors)
     changes: list[tuple[Any, str, Any]] = [(m, "usable", lambda *_: False) for m in modules]
     changes.append((routing, "reduce", counting(reduce_plain, "reductions")))
     twins = ((two_way.TwoWay, "count"), (two_way.TwoWay, "follow"),
-             (unit_vectors.UnitVectors, "add"), (basic.Moments, "add_each"))  # fmt: skip
+             (unit_vectors.UnitVectors, "add"), (moments.Moments, "add_each"))  # fmt: skip
     for owner, name in twins:
         way = counting(getattr(owner, name), "small sums")
         changes.append((owner, name, staticmethod(way) if name == "add_each" else way))

@@ -239,7 +239,7 @@ def test_each_head_of_a_token_counts(
             "reductions",
             "forwards.shortcut",
             "accumulators.contexts",
-            "accumulators.basic",
+            "accumulators.moments",
             "state",
         ):
             monkeypatch.setattr(f"geomhooks.{place}.usable", lambda *_: False)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import geomhooks as gh
 import geomhooks.reductions as reductions
-from geomhooks.accumulators import basic, two_way, unit_vectors
+from geomhooks.accumulators import moments, two_way, unit_vectors
 from geomhooks.forwards import shortcut
 from geomhooks.forwards.calls import Statement
 from geomhooks.forwards.tokens import Tokens
@@ -54,9 +54,9 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         calls.append(1)
         return reduce_triton(*arguments)
 
-    for module in (reductions, basic, shortcut, two_way, unit_vectors):
+    for module in (reductions, moments, shortcut, two_way, unit_vectors):
         monkeypatch.setattr(module, "usable", lambda *_: False)
-    for module in (basic, two_way, unit_vectors):
+    for module in (moments, two_way, unit_vectors):
         monkeypatch.setattr(module, "runs_on", lambda *_: True)
     monkeypatch.setattr(reductions, "kernels_run", lambda *_: True)
     monkeypatch.setattr(reductions, "reduce_triton", counted)
