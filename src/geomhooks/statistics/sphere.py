@@ -18,6 +18,7 @@ from geomhooks.reductions import Reduced, reduce_move, sites_that_wait
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
+from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.sphere_notes import (
     BINS,
     HIGH,
@@ -98,8 +99,7 @@ class Sphere(Statistic):
     optional_taps: ClassVar[tuple[str, ...]] = ("in",)
 
     def __init__(self, positions: int | None = None) -> None:
-        if positions is not None and (not isinstance(positions, int) or positions < 1):
-            raise ValueError(f"Sphere(positions={positions!r}): a positive integer is needed")
+        check_positive("Sphere", positions=positions)
         self.positions = positions
 
     def needs_at(self, site: Site) -> tuple[str, ...]:
