@@ -320,7 +320,7 @@ def test_errors() -> None:
         key_words(model, PAIR, GIVEN, "h.9")
     with pytest.raises(ValueError, match=r"'w99' is token 99, and the model's table has 60 rows"):
         key_words(model, PAIR, ["w1", "w99"], 0)
-    with pytest.raises(TypeError, match=r"a Block is no attention; find_anatomy\(model\)\.at"):
+    with pytest.raises(TypeError, match=r"a BlockParts is no attention; find_anatomy\(model\)\.at"):
         head_spectra(next(iter(find_anatomy(model).stacks.values())).blocks[0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="k=61 and block=8192: from 1 to the 60 rows"):
         key_words(model, PAIR, GIVEN, 0, k=61)
