@@ -22,6 +22,7 @@ from geomhooks.cli.compare_command import compare_files
 from geomhooks.cli.failures import EXIT_CODES, guarded
 from geomhooks.cli.options import names_in
 from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar, steps_bar
+from geomhooks.cli.report_command import report_file
 from geomhooks.cli.table import print_table
 
 __all__ = ["app", "run"]
@@ -282,6 +283,7 @@ def merge(
 
 
 app.command("compare")(compare_files)
+app.command("report")(report_file)
 
 
 def _load(name: str, *, quiet: bool = False, **options: Any) -> measuring.Reader:
