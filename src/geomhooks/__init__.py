@@ -12,6 +12,7 @@ from geomhooks import errors, functional, statistics
 from geomhooks.accumulators import Accumulator, Max, Min, Moments, Sum
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.table import Table
+from geomhooks.dictionaries import FactorDictionary, load_dictionary, save_dictionary
 from geomhooks.errors import GeomhooksError
 from geomhooks.history import History
 from geomhooks.snapshot import Geometry, load, merge
@@ -19,6 +20,7 @@ from geomhooks.statistics import (
     Attention,
     Components,
     Covariance,
+    FactorLearning,
     FeedForwardFit,
     GroupMeans,
     NextWord,
@@ -36,6 +38,8 @@ __all__ = [
     "Attention",
     "Components",
     "Covariance",
+    "FactorDictionary",
+    "FactorLearning",
     "FeedForwardFit",
     "Geometry",
     "GeomhooksError",
@@ -58,7 +62,9 @@ __all__ = [
     "errors",
     "functional",
     "load",
+    "load_dictionary",
     "merge",
+    "save_dictionary",
     "statistics",
     "watch",
 ]

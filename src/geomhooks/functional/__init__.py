@@ -18,6 +18,15 @@ from geomhooks.functional.clusters import (
     published_group_similarity,
 )
 from geomhooks.functional.cosines import cosines, unit_rows
+from geomhooks.functional.dictionary_learning import (
+    DictionaryMatch,
+    DictionaryStep,
+    dictionary_step,
+    initial_dictionary,
+    largest_projections,
+    match_dictionaries,
+    word_weights,
+)
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
 from geomhooks.functional.geodesics import (
     GeodesicDistance,
@@ -159,6 +168,8 @@ __all__ = [
     "Clusters",
     "Components",
     "Design",
+    "DictionaryMatch",
+    "DictionaryStep",
     "DistanceSummary",
     "FactoredSVD",
     "FoldedHeads",
@@ -213,6 +224,7 @@ __all__ = [
     "coverage",
     "coverage_index",
     "dct_spectrum",
+    "dictionary_step",
     "duality_gap",
     "effective_rank",
     "exp_map",
@@ -230,8 +242,10 @@ __all__ = [
     "head_writes",
     "incoherence",
     "indicators",
+    "initial_dictionary",
     "kernel_factorisation",
     "key_only_share",
+    "largest_projections",
     "layer_angles",
     "leading_share",
     "linear_fit",
@@ -240,6 +254,7 @@ __all__ = [
     "logit_sums",
     "low_frequency_bound",
     "low_frequency_share",
+    "match_dictionaries",
     "mean_difference",
     "mean_distances",
     "mean_pairwise_cosine",
@@ -288,4 +303,5 @@ __all__ = [
     "weight_alignment",
     "winding_number",
     "word_scores",
+    "word_weights",
 ]
