@@ -19,6 +19,24 @@ from geomhooks.functional.clusters import (
 )
 from geomhooks.functional.cosines import cosines, unit_rows
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
+from geomhooks.functional.factor_tests import (
+    EditEffect,
+    MarkedTokens,
+    Saliency,
+    edit_effects,
+    masked_saliency,
+    with_replaced,
+    without_tokens,
+)
+from geomhooks.functional.factors import (
+    LEVELS,
+    FactorContext,
+    FactorLevels,
+    factor_contexts,
+    importance_levels,
+    token_counts,
+    token_entropy,
+)
 from geomhooks.functional.geodesics import (
     GeodesicDistance,
     angle_between,
@@ -99,6 +117,7 @@ from geomhooks.functional.smoothness import (
     finite_differences,
     low_frequency_share,
 )
+from geomhooks.functional.sparse_autoencoder import SparseAutoencoder
 from geomhooks.functional.spectrum import (
     condition_number,
     leading_share,
@@ -143,14 +162,25 @@ from geomhooks.functional.word_geometry import (
     sphere_distances,
     word_scores,
 )
+from geomhooks.functional.word_senses import (
+    SenseScores,
+    SenseSeparation,
+    best_threshold,
+    sense_scores,
+    sense_separation,
+)
 
 __all__ = [
+    "LEVELS",
     "QUERY_KEY_PARTS",
     "BetweenGroups",
     "Clusters",
     "Components",
     "Design",
     "DistanceSummary",
+    "EditEffect",
+    "FactorContext",
+    "FactorLevels",
     "FactoredSVD",
     "FoldedHeads",
     "FrozenNorm",
@@ -165,6 +195,7 @@ __all__ = [
     "LogitSums",
     "LogitTerms",
     "LowFrequency",
+    "MarkedTokens",
     "MeanDifference",
     "MeanDistances",
     "Nearest",
@@ -177,8 +208,12 @@ __all__ = [
     "QueryKeyForm",
     "RelativeNorm",
     "Rotary",
+    "Saliency",
     "ScreeNOT",
+    "SenseScores",
+    "SenseSeparation",
     "Similarity",
+    "SparseAutoencoder",
     "SphereDistances",
     "SpherePath",
     "SymmetricPart",
@@ -192,6 +227,7 @@ __all__ = [
     "align_signs",
     "angle_between",
     "angles_from_first",
+    "best_threshold",
     "between_groups",
     "compare",
     "concentration",
@@ -202,10 +238,12 @@ __all__ = [
     "coverage",
     "coverage_index",
     "dct_spectrum",
+    "edit_effects",
     "effective_rank",
     "exp_map",
     "expected_incoherence",
     "explained_ratio",
+    "factor_contexts",
     "factored_svd",
     "find_clusters",
     "finite_differences",
@@ -216,6 +254,7 @@ __all__ = [
     "group_moments",
     "group_similarity",
     "head_writes",
+    "importance_levels",
     "incoherence",
     "indicators",
     "kernel_factorisation",
@@ -228,6 +267,7 @@ __all__ = [
     "logit_sums",
     "low_frequency_bound",
     "low_frequency_share",
+    "masked_saliency",
     "mean_difference",
     "mean_distances",
     "mean_pairwise_cosine",
@@ -251,6 +291,8 @@ __all__ = [
     "repeat_heads",
     "resultant_length",
     "screenot",
+    "sense_scores",
+    "sense_separation",
     "singular_value_floor",
     "singular_values",
     "slerp",
@@ -263,6 +305,8 @@ __all__ = [
     "standard_errors",
     "standardise",
     "symmetric_part",
+    "token_counts",
+    "token_entropy",
     "umap_projection",
     "unit_rows",
     "universal_threshold",
@@ -271,5 +315,7 @@ __all__ = [
     "variance_components",
     "weight_alignment",
     "winding_number",
+    "with_replaced",
+    "without_tokens",
     "word_scores",
 ]

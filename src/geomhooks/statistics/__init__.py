@@ -4,6 +4,7 @@ from geomhooks.statistics.attention import Attention
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.components import Components
 from geomhooks.statistics.covariance import Covariance
+from geomhooks.statistics.factors import Factors
 from geomhooks.statistics.feed_forward_fit import FeedForwardFit
 from geomhooks.statistics.group_means import GroupMeans
 from geomhooks.statistics.next_word import NextWord
@@ -18,6 +19,7 @@ __all__ = [
     "Attention",
     "Components",
     "Covariance",
+    "Factors",
     "FeedForwardFit",
     "GroupMeans",
     "NextWord",
@@ -44,5 +46,6 @@ REGISTRY: dict[str, type[Statistic]] = {
         Attention,
         Components,
         FeedForwardFit,
+        Factors,
     )
 }
