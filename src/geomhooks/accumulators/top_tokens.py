@@ -255,14 +255,14 @@ def leading(
     Returns:
         (F, number) both; values of 0 where there are fewer.
     """
-    order = position.argsort(1, stable=True)
+    order = position.argsort(dim=1, stable=True)
     if distinct:
-        order = order.gather(1, value.gather(1, order).argsort(1, descending=True, stable=True))
-    order = order.gather(1, context.gather(1, order).argsort(1, stable=True))
+        order = order.gather(1, value.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    order = order.gather(1, context.gather(1, order).argsort(dim=1, stable=True))
     value = value.gather(1, order)
     if distinct:  # the records of a context stand together, the best one first
         ids = context.gather(1, order)
         again = torch.nn.functional.pad(ids[:, 1:] == ids[:, :-1], (1, 0))
         value = value.masked_fill(again, 0.0)
-    value, place = value.sort(1, descending=True, stable=True)
+    value, place = value.sort(dim=1, descending=True, stable=True)
     return value[:, :number], order.gather(1, place[:, :number])

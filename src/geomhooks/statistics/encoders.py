@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
+from inspect import ismethod
 from typing import Any
 
 import torch
@@ -118,7 +119,8 @@ def digest_of(encoder: Any) -> str:
 
     Of a function nothing but its name is known.
     """
-    encoder = getattr(encoder, "__self__", encoder)
+    if ismethod(encoder):
+        encoder = encoder.__self__
     found, anything = hashlib.blake2b(digest_size=16), False
     for name, value in _parts(encoder):
         if isinstance(value, Tensor):
@@ -146,4 +148,5 @@ def _parts(encoder: Any) -> Iterator[tuple[str, Any]]:
 
 def _name(encoder: Any) -> str:
     found = getattr(encoder, "__qualname__", None)
-    return f"{encoder.__module__}.{found}" if found else type(encoder).__name__
+    module = getattr(encoder, "__module__", None)
+    return ".".join(filter(None, (module, found))) if found else type(encoder).__name__

@@ -45,7 +45,8 @@ class Factors(Statistic):
     Args:
         dictionary: (F, d), a row a factor; encoded with ``penalty`` as
             :class:`geomhooks.functional.SparseCoder` does.
-        penalty: of the activations' sum, in units of the hidden states.
+        penalty: of the activations' sum, in units of the hidden states, or if it is
+        relative: in units of the length of each hidden state.
         encoder: instead of a dictionary: a :class:`~geomhooks.functional.SparseCoder`, a
             :class:`~geomhooks.functional.SparseAutoencoder`, an object with ``encode`` and
             ``decode`` as those of SAELens are, or any callable from hidden states (N, d) to
@@ -88,19 +89,25 @@ class Factors(Statistic):
 
     Example:
         >>> import torch, geomhooks as gh
-        >>> model = torch.nn.Embedding.from_pretrained(torch.tensor([[0.0, 2.0], [3.0, 0.5]]))
-        >>> statistic = gh.Factors(torch.eye(2), penalty=1.0, top=2, window=1)
-        >>> with gh.watch(model, sites="embeddings", statistics=[statistic]) as watch:
-        ...     _ = model(torch.tensor([[0, 1, 1]]))
-        >>> found = watch.geometry()[""].factors
-        >>> found.firing_rate, found.importance
-        >>> found.top.window[0]
+        >>> from transformers import GPT2Config, GPT2Model
+        >>> model = GPT2Model(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=10)).eval()
+        >>> statistic = gh.Factors(torch.eye(8), penalty=0.01, top=5, window=2)
+        >>> with torch.no_grad(), gh.watch(model, statistics=[statistic]) as watch:
+        ...     _ = model(torch.randint(10, (4, 6)))
+        >>> geometry = watch.geometry()
+        >>> importance = geometry.stack("factors.importance").T  # (F, L), a curve a factor
+        >>> gh.functional.importance_levels(importance).level.shape
+        torch.Size([8])
+        >>> top = geometry["h.1"].factors.top
+        >>> top.window.shape, len(gh.functional.factor_contexts(top, factor=3))
+        (torch.Size([8, 5, 5]), 5)
     """
 
     def __init__(
         self,
         dictionary: Tensor | None = None,
         penalty: float | None = None,
+        relative: bool = False,
         *,
         encoder: Any = None,
         decoder: Callable[[Tensor], Tensor] | None = None,
@@ -134,7 +141,7 @@ class Factors(Statistic):
         if dictionary is not None:
             if penalty is None:
                 raise ValueError("Factors(dictionary=...): give the penalty of its codes, penalty=")
-            encoder = SparseCoder(dictionary, penalty, iterations=iterations)
+            encoder = SparseCoder(dictionary, penalty, relative, iterations)
         self._encoder: Encoder | None = None
         if isinstance(encoder, str):
             if factors is None:
@@ -144,7 +151,9 @@ class Factors(Statistic):
             self._encoder = Encoder(encoder, decoder, factors)
             self.encoder, self.factors = self._encoder.digest, self._encoder.factors
             penalty = getattr(encoder, "penalty", penalty)
+            relative = getattr(encoder, "relative", relative)
         self.penalty = None if penalty is None else float(penalty)
+        self.relative = relative
         self.top = top
         self.window = window
         self.one_per_text = one_per_text
@@ -258,7 +267,7 @@ class Factors(Statistic):
         there = top["value"] > 0
         window = top["window"].to(torch.int64)
         found: dict[str, Any] = {
-            "firing_rate": active / count,
+            "firing_rate": active.double() / count,
             "mean": state["total"].value / count,
             "mean_square": state["squares"].value / count,
             "importance": largest.double().sum(1) / count.clamp(max=self.top),
@@ -269,7 +278,7 @@ class Factors(Statistic):
                 token_id=window[..., self.window],
                 window=window,
             ),
-            "l0": active.sum() / count,
+            "l0": active.sum().double() / count,
             "inactive": (active == 0).sum(),
             "snr": signal / left
             if bool(signal > 0)
