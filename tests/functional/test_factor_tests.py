@@ -82,7 +82,7 @@ def test_only_some_tokens_are_masked_and_explained() -> None:
 
     def number(texts: Tensor) -> Tensor:
         seen.append(texts.clone())
-        return (texts == 4).float() + 0.1 * (texts == 6)
+        return ((texts == 4) + 0.1 * (texts == 6)).sum(1)
 
     found = masked_saliency(number, ids, UNKNOWN, samples=300, features=2, maskable=maskable)
     texts = torch.cat(seen)
@@ -115,3 +115,5 @@ def test_bad_saliency(arguments: dict[str, object], message: str) -> None:
     given = {"ids": torch.zeros(3, dtype=torch.int64), **arguments}
     with pytest.raises(ValueError, match=message):
         masked_saliency(lambda ids: ids.sum(1), mask_id=0, **given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"activation gave shape \(5, 3\) for 5 texts; \(5,\)"):
+        masked_saliency(lambda ids: ids, torch.zeros(3), 0, samples=5)

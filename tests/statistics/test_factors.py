@@ -18,6 +18,7 @@ from tests.models import tiny_gpt2, tiny_gpt2_lm
 from tests.statistics.without_numbers import update_on_meta
 
 WIDTH, FACTORS = 16, 24
+PENALTY = 0.003  # states of such a model are short
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -36,8 +37,8 @@ class Autoencoder(nn.Module):
         decoder = dictionary().to(dtype)
         self.W_dec = nn.Parameter(decoder)
         self.W_enc = nn.Parameter(decoder.T.clone())
-        self.b_enc = nn.Parameter(torch.full((FACTORS,), -0.1, dtype=dtype))
-        self.b_dec = nn.Parameter(0.1 * torch.ones(WIDTH, dtype=dtype))
+        self.b_enc = nn.Parameter(torch.full((FACTORS,), -0.005, dtype=dtype))
+        self.b_dec = nn.Parameter(0.005 * torch.ones(WIDTH, dtype=dtype))
 
     def encode(self, x: Tensor) -> Tensor:
         return torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
@@ -74,11 +75,11 @@ def states(ids: Tensor = TEXTS) -> Tensor:
 
 def test_a_dictionary_against_dense_codes() -> None:
     """Codes of the whole in float64, and a full sort of them."""
-    found = measure(gh.Factors(dictionary(), 0.2, top=7, window=3), TEXTS[:2], TEXTS[2:])
+    found = measure(gh.Factors(dictionary(), PENALTY, top=7, window=3), TEXTS[:2], TEXTS[2:])
     found = found["h.1"].factors
     x = states()
-    codes = gh.functional.sparse_codes(x, dictionary().double(), 0.2).flatten(0, 1)
-    close = {"rtol": 1e-4, "atol": 1e-5}
+    codes = gh.functional.sparse_codes(x, dictionary().double(), PENALTY).flatten(0, 1)
+    close = {"rtol": 1e-4, "atol": 1e-6}
     np.testing.assert_allclose(found.mean, codes.mean(0), **close)
     np.testing.assert_allclose(found.mean_square, codes.square().mean(0), **close)
     largest = codes.sort(0, descending=True).values[:7]
@@ -92,7 +93,7 @@ def test_a_dictionary_against_dense_codes() -> None:
     assert int(found.count) == TEXTS.numel()
     best = codes.argmax(0)
     row, column = best // 20, best % 20
-    active = codes.amax(0) > 1e-4
+    active = codes.amax(0) > 1e-3
     assert active.sum() > 20
     assert torch.equal(found.top.position[active, 0], column[active])
     contexts = torch.cat([torch.arange(2), torch.arange(4) + 100])
@@ -228,7 +229,7 @@ def test_generated_tokens_have_only_themselves_around_them() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("one_per_text", [False, True])
 def test_nothing_waits_for_the_device(packed: bool, one_per_text: bool) -> None:
-    coder = SparseAutoencoder(*(torch.zeros(s, device="meta") for s in ((8, 6), (6, 8))))
+    coder = SparseAutoencoder(torch.zeros(8, 6), torch.zeros(6, 8))  # goes where states are
     how: dict[str, Any] = {"one_per_text": one_per_text, "tokens_at_once": 4}
     statistic = gh.Factors(encoder=coder, top=3, window=1, coactivation="counts", **how)
     update_on_meta(statistic, packed=packed)

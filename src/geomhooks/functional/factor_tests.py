@@ -209,7 +209,13 @@ def masked_saliency(
         part = there[first : first + batch_size].to(ids.device)
         texts = ids.repeat(len(part), 1)
         texts[:, places] = torch.where(part, texts[:, places], mask_id)
-        values.append(activation(texts).detach().reshape(len(part)).double().cpu())
+        found = activation(texts).detach()
+        if found.shape != (len(part),):
+            raise ValueError(
+                f"activation gave shape {tuple(found.shape)} for {len(part)} texts; "
+                f"({len(part)},) is needed"
+            )
+        values.append(found.double().cpu())
     numbers = torch.cat(values).numpy()
     design = there.numpy().astype(np.float64)
     distances = 100 * (1 - np.sqrt(design.mean(1)))  # the cosine with ones is sqrt(k / n)

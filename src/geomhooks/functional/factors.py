@@ -163,7 +163,7 @@ def token_counts(token_ids: Tensor) -> list[tuple[int, int]]:
         >>> token_counts(torch.tensor([5, 3, 5, -1, 4]))
         [(5, 2), (3, 1), (4, 1)]
     """
-    ids, times = token_ids[token_ids >= 0].unique(return_counts=True)
+    ids, times = torch.unique(token_ids[token_ids >= 0], return_counts=True)
     order = times.argsort(descending=True, stable=True)
     return list(zip(ids[order].tolist(), times[order].tolist(), strict=True))
 

@@ -9,7 +9,8 @@ autoencoders", arXiv 2406.04093).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,8 +113,9 @@ class SparseAutoencoder:
 
     def to(self, device: torch.device | str) -> SparseAutoencoder:
         """The same on another device."""
-        moved = {
-            name: value.to(device) if isinstance(value, Tensor) else value
+        moved: dict[str, Any] = {
+            name: value.to(device)
             for name, value in vars(self).items()
+            if isinstance(value, Tensor)
         }
-        return SparseAutoencoder(**moved)
+        return replace(self, **moved)

@@ -86,7 +86,7 @@ def sense_separation(
             f"train: shape {tuple(has_sense.shape)} is needed, found {tuple(train.shape)}"
         )
     for part, name in ((train, "training"), (~train, "what is left")):
-        if len(has_sense[part].unique()) < 2:
+        if bool(has_sense[part].all()) or not bool(has_sense[part].any()):
             raise UnidentifiedError(
                 f"{name} has {int(part.sum())} occurrences, and needs some that have the sense and "
                 "some that have not"
