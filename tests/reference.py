@@ -894,4 +894,5 @@ def factors(
         "not_finite": exact(0),
         "coactivation": exact(together),
         **{f"top.{name}": exact(values) for name, values in listed.items()},
+        "top.activation": plain(listed["activation"], FLOAT32),
     }
