@@ -44,12 +44,12 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=float, nargs="+", default=[0.1, 0.02], help="one after another"
     )
-    parser.add_argument("--forwards", type=int, nargs="+", default=[200, 100], help="of each step")
+    parser.add_argument("--forwards", type=int, nargs="+", default=[60, 40], help="of each step")
     parser.add_argument("--updates", type=int, default=4, help="mini-batches a forward")
-    parser.add_argument("--iterations", type=int, default=60, help="of sparse coding, in learning")
-    parser.add_argument("--rows", type=int, default=16, help="windows a forward")
+    parser.add_argument("--iterations", type=int, default=40, help="of sparse coding, in learning")
+    parser.add_argument("--rows", type=int, default=8, help="windows a forward")
     parser.add_argument("--length", type=int, default=64, help="tokens of a window")
-    parser.add_argument("--unseen", type=int, default=2000, help="held-out states to compare on")
+    parser.add_argument("--unseen", type=int, default=800, help="held-out states to compare on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a tiny model: does it run")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -135,6 +135,7 @@ def learn(
         learning = gh.FactorLearning(
             how.size, how.penalty, start=dictionary, seed=how.seed, step=step,
             updates_per_forward=how.updates, iterations=how.iterations,
+            waiting=3 * 100 * how.updates,
         )  # fmt: skip
         statistics: list[gh.Statistic] = [learning]
         if moment is None:

@@ -19,6 +19,7 @@ from geomhooks import measuring
 from geomhooks.cli import demo as demonstration
 from geomhooks.cli import training
 from geomhooks.cli.compare_command import compare_files
+from geomhooks.cli.factors_command import show_factors
 from geomhooks.cli.failures import EXIT_CODES, guarded
 from geomhooks.cli.options import names_in
 from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar, steps_bar
@@ -282,6 +283,7 @@ def merge(
 
 
 app.command("compare")(compare_files)
+app.command("factors")(show_factors)
 
 
 def _load(name: str, *, quiet: bool = False, **options: Any) -> measuring.Reader:

@@ -49,6 +49,8 @@ _COLUMNS = (
     _Column("and to\nown", "next_word/own_cosine/mean"),
     _Column("effective\nrank", "covariance/effective_rank", _length),
     _Column("leading\nshare", "covariance/leading_share"),
+    _Column("active\nfactors", "factors/l0", _length),
+    _Column("signal\nto noise", "factors/snr", _length),
 )
 
 

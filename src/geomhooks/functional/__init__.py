@@ -28,6 +28,24 @@ from geomhooks.functional.dictionary_learning import (
     word_weights,
 )
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
+from geomhooks.functional.factor_tests import (
+    EditEffect,
+    MarkedTokens,
+    Saliency,
+    edit_effects,
+    masked_saliency,
+    with_replaced,
+    without_tokens,
+)
+from geomhooks.functional.factors import (
+    LEVELS,
+    FactorContext,
+    FactorLevels,
+    factor_contexts,
+    importance_levels,
+    token_counts,
+    token_entropy,
+)
 from geomhooks.functional.geodesics import (
     GeodesicDistance,
     angle_between,
@@ -108,6 +126,7 @@ from geomhooks.functional.smoothness import (
     finite_differences,
     low_frequency_share,
 )
+from geomhooks.functional.sparse_autoencoder import SparseAutoencoder
 from geomhooks.functional.sparse_coding import (
     Optimality,
     SparseCoder,
@@ -161,8 +180,16 @@ from geomhooks.functional.word_geometry import (
     sphere_distances,
     word_scores,
 )
+from geomhooks.functional.word_senses import (
+    SenseScores,
+    SenseSeparation,
+    best_threshold,
+    sense_scores,
+    sense_separation,
+)
 
 __all__ = [
+    "LEVELS",
     "QUERY_KEY_PARTS",
     "BetweenGroups",
     "Clusters",
@@ -171,6 +198,9 @@ __all__ = [
     "DictionaryMatch",
     "DictionaryStep",
     "DistanceSummary",
+    "EditEffect",
+    "FactorContext",
+    "FactorLevels",
     "FactoredSVD",
     "FoldedHeads",
     "FrozenNorm",
@@ -185,6 +215,7 @@ __all__ = [
     "LogitSums",
     "LogitTerms",
     "LowFrequency",
+    "MarkedTokens",
     "MeanDifference",
     "MeanDistances",
     "Nearest",
@@ -198,8 +229,12 @@ __all__ = [
     "QueryKeyForm",
     "RelativeNorm",
     "Rotary",
+    "Saliency",
     "ScreeNOT",
+    "SenseScores",
+    "SenseSeparation",
     "Similarity",
+    "SparseAutoencoder",
     "SparseCoder",
     "SphereDistances",
     "SpherePath",
@@ -214,6 +249,7 @@ __all__ = [
     "align_signs",
     "angle_between",
     "angles_from_first",
+    "best_threshold",
     "between_groups",
     "compare",
     "concentration",
@@ -226,10 +262,12 @@ __all__ = [
     "dct_spectrum",
     "dictionary_step",
     "duality_gap",
+    "edit_effects",
     "effective_rank",
     "exp_map",
     "expected_incoherence",
     "explained_ratio",
+    "factor_contexts",
     "factored_svd",
     "find_clusters",
     "finite_differences",
@@ -240,6 +278,7 @@ __all__ = [
     "group_moments",
     "group_similarity",
     "head_writes",
+    "importance_levels",
     "incoherence",
     "indicators",
     "initial_dictionary",
@@ -254,6 +293,7 @@ __all__ = [
     "logit_sums",
     "low_frequency_bound",
     "low_frequency_share",
+    "masked_saliency",
     "match_dictionaries",
     "mean_difference",
     "mean_distances",
@@ -280,6 +320,8 @@ __all__ = [
     "repeat_heads",
     "resultant_length",
     "screenot",
+    "sense_scores",
+    "sense_separation",
     "signal_to_noise",
     "singular_value_floor",
     "singular_values",
@@ -294,6 +336,8 @@ __all__ = [
     "standard_errors",
     "standardise",
     "symmetric_part",
+    "token_counts",
+    "token_entropy",
     "umap_projection",
     "unit_rows",
     "universal_threshold",
@@ -302,6 +346,8 @@ __all__ = [
     "variance_components",
     "weight_alignment",
     "winding_number",
+    "with_replaced",
+    "without_tokens",
     "word_scores",
     "word_weights",
 ]

@@ -5,6 +5,7 @@ from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.components import Components
 from geomhooks.statistics.covariance import Covariance
 from geomhooks.statistics.factor_learning import FactorLearning
+from geomhooks.statistics.factors import Factors
 from geomhooks.statistics.feed_forward_fit import FeedForwardFit
 from geomhooks.statistics.group_means import GroupMeans
 from geomhooks.statistics.next_word import NextWord
@@ -20,6 +21,7 @@ __all__ = [
     "Components",
     "Covariance",
     "FactorLearning",
+    "Factors",
     "FeedForwardFit",
     "GroupMeans",
     "NextWord",
@@ -47,5 +49,6 @@ REGISTRY: dict[str, type[Statistic]] = {
         Components,
         FeedForwardFit,
         FactorLearning,
+        Factors,
     )
 }
