@@ -18,6 +18,15 @@ from geomhooks.functional.clusters import (
     published_group_similarity,
 )
 from geomhooks.functional.cosines import cosines, unit_rows
+from geomhooks.functional.dictionary_learning import (
+    DictionaryMatch,
+    DictionaryStep,
+    dictionary_step,
+    initial_dictionary,
+    largest_projections,
+    match_dictionaries,
+    word_weights,
+)
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
 from geomhooks.functional.factor_tests import (
     EditEffect,
@@ -186,6 +195,8 @@ __all__ = [
     "Clusters",
     "Components",
     "Design",
+    "DictionaryMatch",
+    "DictionaryStep",
     "DistanceSummary",
     "EditEffect",
     "FactorContext",
@@ -249,6 +260,7 @@ __all__ = [
     "coverage",
     "coverage_index",
     "dct_spectrum",
+    "dictionary_step",
     "duality_gap",
     "edit_effects",
     "effective_rank",
@@ -269,8 +281,10 @@ __all__ = [
     "importance_levels",
     "incoherence",
     "indicators",
+    "initial_dictionary",
     "kernel_factorisation",
     "key_only_share",
+    "largest_projections",
     "layer_angles",
     "leading_share",
     "linear_fit",
@@ -280,6 +294,7 @@ __all__ = [
     "low_frequency_bound",
     "low_frequency_share",
     "masked_saliency",
+    "match_dictionaries",
     "mean_difference",
     "mean_distances",
     "mean_pairwise_cosine",
@@ -334,4 +349,5 @@ __all__ = [
     "with_replaced",
     "without_tokens",
     "word_scores",
+    "word_weights",
 ]

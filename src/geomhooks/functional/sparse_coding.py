@@ -147,8 +147,8 @@ class SparseCoder:
         """The penalty in units of the states: one number, or of (..., d) states (...) of them."""
         if not self.relative:
             return self.penalty
-        length = torch.linalg.vector_norm(hidden.to(self.dictionary.dtype), dim=-1)
-        return self.penalty * length
+        length: Tensor = torch.linalg.vector_norm(hidden.to(self.dictionary.dtype), dim=-1)
+        return length * self.penalty
 
     def decode(self, codes: Tensor) -> Tensor:
         """The states (..., d) that codes (..., F) stand for."""
@@ -171,7 +171,8 @@ class SparseCoder:
             if penalty.ndim:
                 penalty = penalty.expand(hidden.shape[:-1]).reshape(-1, 1)
         find = self._fixed if self.tolerance is None else self._until
-        codes = find(rows, penalty)
+        with torch.autocast(rows.device.type, enabled=False):
+            codes = find(rows, penalty)
         return codes.to(kind).view(*hidden.shape[:-1], self.factors)
 
     def _fixed(self, rows: Tensor, penalty: float | Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from geomhooks.statistics.attention import Attention
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.components import Components
 from geomhooks.statistics.covariance import Covariance
+from geomhooks.statistics.factor_learning import FactorLearning
 from geomhooks.statistics.factors import Factors
 from geomhooks.statistics.feed_forward_fit import FeedForwardFit
 from geomhooks.statistics.group_means import GroupMeans
@@ -19,6 +20,7 @@ __all__ = [
     "Attention",
     "Components",
     "Covariance",
+    "FactorLearning",
     "Factors",
     "FeedForwardFit",
     "GroupMeans",
@@ -46,6 +48,7 @@ REGISTRY: dict[str, type[Statistic]] = {
         Attention,
         Components,
         FeedForwardFit,
+        FactorLearning,
         Factors,
     )
 }
