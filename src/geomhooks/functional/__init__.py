@@ -46,6 +46,7 @@ from geomhooks.functional.group_means import (
 )
 from geomhooks.functional.hardmax import (
     HardTargets,
+    attended_means,
     attention_scores,
     form_norm,
     hard_targets,
@@ -236,6 +237,7 @@ __all__ = [
     "align_signs",
     "angle_between",
     "angles_from_first",
+    "attended_means",
     "attention_scores",
     "attraction",
     "between_groups",
