@@ -13,7 +13,7 @@ __all__ = ["FAMILIES", "hardmax"]
 
 
 def hardmax(block: Block) -> BlockParts:
-    """A state z becomes (z + alpha m) / (1 + alpha), where m is what the attention module gives out."""
+    """A state z becomes (z + alpha m) / (1 + alpha); m is what the attention module gives out."""
     alpha = block.module.alpha
     assert isinstance(alpha, Tensor)
     alpha = alpha.detach()
