@@ -76,23 +76,30 @@ def test_followers_of_a_leader_come_nearer_by_the_same_factor(seed: int) -> None
 
 
 def test_new_leaders_are_rare_and_rounding_makes_many() -> None:
-    """The seventh fact, and where tokens end, over 200 random systems."""
+    """The seventh fact, and where tokens end, over 240 random systems, each with A = I for it."""
     emerged, naive, latest = 0, 0, 0
-    for seed in range(200):
-        states, form, step = system(seed)
-        path = hardmax_path(states, step, 60, form=form)
-        found = leaders_over_depth(path, form=form)
-        emerged += bool((found.since > 0).any())
+    for width, step in ((2, 0.3), (3, 0.7), (4, 1.5), (5, 2.5)):
+        systems = [system(seed, width=width) for seed in range(60)]
+        valid = torch.zeros(60, 40, dtype=torch.bool)
+        states = torch.zeros(60, 40, width, dtype=torch.float64)
+        for row, one in enumerate(systems):
+            count = len(one.states)
+            states[row, :count] = one.states @ torch.linalg.cholesky(one.form)
+            valid[row, :count] = True
+        path = hardmax_path(states, step, 60, valid=valid)
+        found = leaders_over_depth(path, valid=valid)
+        assert bool((found.count[0] > 0).all())
+        emerged += int((found.since > 0).any(1).sum())
         latest = max(latest, int(found.since.max()))
-        scores = attention_scores(path, form)
-        strict = strict_leaders(scores)
-        naive += bool((strict & ~strict[0]).any())
-        polytope = limiting_polytope(path[-1][found.leaders[-1]], form)
-        distance = nearest_limit(path[-1], polytope, form).distance
-        assert float(distance.max()) < 1e-3 * float(form_norm(states, form).max()), seed
-    assert 0 < emerged <= 4
+        strict = strict_leaders(attention_scores(path), valid[:, None, :]) & valid
+        naive += int((strict.any(0) & ~strict[0]).any(1).sum())
+        for row in range(60):
+            polytope = limiting_polytope(path[-1, row][found.leaders[-1, row]])
+            distance = nearest_limit(path[-1, row][valid[row]], polytope).distance
+            assert float(distance.max()) < 1e-3 * float(states[row].norm(dim=1).max()), (width, row)
+    assert 0 < emerged <= 5
     assert latest <= 4
-    assert naive > 20
+    assert naive > 4 * emerged
 
 
 def test_a_leader_that_emerges() -> None:
@@ -183,7 +190,7 @@ def test_fixed_points_on_faces(seed: int) -> None:
 
 def test_tokens_that_coincide_count_once() -> None:
     """Repeated words, by exact places or nearly; the first of them leads."""
-    states = torch.tensor([[0.1, 0.2], [2.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 1e-5]])
+    states = torch.tensor([[0.1, 0.2], [2.0, 0], [0, 1.0], [2.0, 0], [2.0, 1e-5]]).double()
     same = coincident(states)
     assert same.int().tolist() == [
         [1, 0, 0, 0, 0], [0, 1, 0, 1, 1], [0, 0, 1, 0, 0], [0, 1, 0, 1, 1], [0, 1, 0, 1, 1]
