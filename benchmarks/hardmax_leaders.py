@@ -50,7 +50,7 @@ def leader_numbers(model: HardmaxClassifier, ids: Tensor) -> dict[str, dict[str,
     for _, path in paths(model, ids):
         ends = first_index_leaders(attention_scores(torch.stack((path[0], path[-1]))))
         published.append(ends.sum(-1))
-        strict.append(leaders_over_depth(path).count[[0, -1]])
+        strict.append(leaders_over_depth(path).counts[[0, -1]])
     return {
         name: numbers(torch.cat(found, 1).double())
         for name, found in (("as published", published), ("by the definition", strict))

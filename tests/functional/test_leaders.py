@@ -43,7 +43,7 @@ def test_leaders_stand_still_and_lead_for_ever(seed: int) -> None:
     first = strict_leaders(attention_scores(states, form))
     assert torch.equal(found.leaders[0], first)
     assert bool(first[form_norm(states, form).argmax()])
-    assert (found.count.diff() >= 0).all()
+    assert (found.counts.diff() >= 0).all()
     for token in found.since.clamp(min=0).nonzero()[:, 0].tolist():
         since = int(found.since[token])
         torch.testing.assert_close(
@@ -88,7 +88,7 @@ def test_new_leaders_are_rare_and_rounding_makes_many() -> None:
             valid[row, :count] = True
         path = hardmax_path(states, step, 60, valid=valid)
         found = leaders_over_depth(path, valid=valid)
-        assert bool((found.count[0] > 0).all())
+        assert bool((found.counts[0] > 0).all())
         emerged += int((found.since > 0).any(1).sum())
         latest = max(latest, int(found.since.max()))
         strict = strict_leaders(attention_scores(path), valid[:, None, :]) & valid
@@ -120,7 +120,7 @@ def test_a_leader_that_emerges() -> None:
     polytope = limiting_polytope(path[-1][found.leaders[-1]])
     torch.testing.assert_close(polytope.vertices, limits)
     near = nearest_limit(path[-1], polytope)
-    assert near.index.tolist() == [0, 1, 2, 0, 2, 2, 0, 0]
+    assert near.nearest.tolist() == [0, 1, 2, 0, 2, 2, 0, 0]
     clusters = connected_tokens(coincident(path[-1]))
     assert int(clusters.number) == 3
     assert clusters.labels.tolist() == [0, 1, 2, 0, 2, 2, 0, 0]
@@ -136,9 +136,9 @@ def test_the_triangle_and_the_square(seed: int) -> None:
         assert found.leaders[-1, :corners].all()
         leaders = found.leaders[-1].nonzero()[:, 0]
         near = nearest_limit(path[-1], limiting_polytope(path[-1][leaders]))
-        assert (near.index < len(leaders)).all()
+        assert (near.nearest < len(leaders)).all()
         assert float(near.distance.max()) < 1e-6
-    assert found.count.tolist() == [4] * 61
+    assert found.counts.tolist() == [4] * 61
 
 
 @few
@@ -152,9 +152,9 @@ def test_clusters_that_are_no_leaders(seed: int) -> None:
     assert (path[:, 4:6, 1] == 0).all()
     polytope = limiting_polytope(path[-1][:4])
     near = nearest_limit(path[-1], polytope)
-    assert (near.index[4:6] >= 4).all()
+    assert (near.nearest[4:6] >= 4).all()
     torch.testing.assert_close(
-        polytope.limits[near.index[4:6]], torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).double()
+        polytope.limits[near.nearest[4:6]], torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).double()
     )
     assert float(near.distance.max()) < 1e-9
     assert maximisers(attention_scores(path[-1]))[4:6].sum(1).tolist() == [2, 2]
@@ -185,7 +185,7 @@ def test_fixed_points_on_faces(seed: int) -> None:
     path = hardmax_path(torch.cat((vertices, inside)), 2.0, 40, form=form, tolerance=1e-9)
     torch.testing.assert_close(path[-1, len(vertices) :], polytope.points, rtol=1e-9, atol=1e-9)
     near = nearest_limit(path[-1], polytope, form)
-    assert near.index.tolist() == list(range(len(polytope.limits)))
+    assert near.nearest.tolist() == list(range(len(polytope.limits)))
 
 
 def test_tokens_that_coincide_count_once() -> None:
@@ -218,7 +218,7 @@ def test_masks_of_leaders() -> None:
     assert torch.equal(found.since[0], leaders_over_depth(path[:, 0]).since)
     assert torch.equal(found.since[1, 1:], alone.since)
     assert int(found.since[1, 0]) == -1
-    assert found.count.shape == (11, 2)
+    assert found.counts.shape == (11, 2)
 
 
 def reference_basins(targets: list[int]) -> dict[str, list[int]]:
