@@ -7,8 +7,8 @@ how many leaders reviews have, and which words lead. See README.md beside this f
 
     python benchmarks/hardmax_sentiment.py [--widths 2 4 8 16] [--figures FOLDER] [--quick]
 
-writes ``benchmarks/results/hardmax_sentiment/results.json`` (or ``--out``) and prints a summary.
-No text of a review is written anywhere.
+writes ``results.json`` and ``results.md`` into ``benchmarks/results/hardmax_sentiment`` (or
+``--out``), which have single words of reviews but no text of them, and prints the latter.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import argparse
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import torch
 from environment import environment
 from hardmax_leaders import leader_numbers, leader_words
+from hardmax_report import milestones, page
 from hardmax_reviews import LENGTH, Reviews, encoded, nltk_words, packaged, read
-from hardmax_training import Data, Training, different_words
+from hardmax_training import Data, History, Training, different_words
 from small_models import write
 
 from geomhooks.models import HardmaxClassifier, HardmaxConfig
@@ -50,7 +50,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.widths, arguments.epochs = [2], [12]
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (arguments.out, arguments.kept)):
+        folder.mkdir(parents=True, exist_ok=True)
     reviews = made_up() if arguments.quick else prepared(arguments)
     runs = []
     epochs = arguments.epochs * (1 if len(arguments.epochs) > 1 else len(arguments.widths))
@@ -67,7 +68,6 @@ def main() -> None:
             "history": history,
         }
         runs.append(run)
-        print("\n".join(summary(run)), flush=True)
         if arguments.figures:
             from hardmax_figures import draw_examples
 
@@ -85,11 +85,15 @@ def main() -> None:
         "seed": arguments.seed,
         "runs": runs,
     }
+    published = json.loads(PUBLISHED.read_text())
     write(arguments.out / "results.json", result)
+    text = page(result, published)
+    (arguments.out / "results.md").write_text(text)
+    print(text)
     if arguments.figures:
         from hardmax_figures import draw_runs
 
-        draw_runs(result, json.loads(PUBLISHED.read_text()), arguments.out)
+        draw_runs(result, published, arguments.out)
     print(f"written to {arguments.out}")
 
 
@@ -101,7 +105,6 @@ def prepared(arguments: argparse.Namespace) -> Reviews:
     texts, labels = read(arguments.reviews or packaged())
     reviews = encoded(texts, labels, nltk_words(arguments.nltk_data), seed=arguments.seed)
     if kept is not None:
-        arguments.kept.mkdir(parents=True, exist_ok=True)
         torch.save(tuple(reviews), kept)
     return reviews
 
@@ -121,7 +124,7 @@ def made_up(number: int = 400, seed: int = 0) -> Reviews:
 
 def trained(
     reviews: Reviews, width: int, epochs: int, arguments: argparse.Namespace
-) -> tuple[HardmaxClassifier, dict[str, list[Any]]]:
+) -> tuple[HardmaxClassifier, History]:
     """A model after so many epochs, and what became of it; goes on with one that is kept."""
     torch.manual_seed(arguments.seed)
     model = HardmaxClassifier(HardmaxConfig.published(len(reviews.words), width))
@@ -135,47 +138,6 @@ def trained(
         if kept is not None:
             torch.save(training.state(), kept)
     return model, training.history
-
-
-def milestones(history: dict[str, list[Any]]) -> dict[str, dict[str, float]]:
-    """The last epoch, that of the best accuracy, and that of the smallest loss on the test."""
-    accuracy, loss = history["test_accuracy"], history["test_loss"]
-    chosen = {
-        "last": len(loss) - 1,
-        "best_accuracy": accuracy.index(max(accuracy)),
-        "smallest_loss": loss.index(min(loss)),
-    }
-    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "alpha")
-    return {
-        when: {"epoch": epoch, **{name: history[name][epoch] for name in names}}
-        for when, epoch in chosen.items()
-    }
-
-
-def summary(run: dict[str, Any]) -> list[str]:
-    """Lines to read, beside what was published."""
-    published = json.loads(PUBLISHED.read_text())["accuracy"].get(str(run["hidden_size"]), {})
-    last, best, least = run["last"], run["best_accuracy"], run["smallest_loss"]
-    rows = {
-        "train accuracy, last": last["train_accuracy"],
-        "test accuracy, last": last["test_accuracy"],
-        "best test accuracy": best["test_accuracy"],
-        "its epoch": best["epoch"],
-        "train loss, last": last["train_loss"],
-        "test loss, last": last["test_loss"],
-        "smallest test loss": least["test_loss"],
-        "its epoch ": least["epoch"],
-    }
-    lines = [f"\nd = {run['hidden_size']}, {run['parameters']} parameters; published"]
-    for (name, value), other in zip(rows.items(), published.values() or [""] * 8, strict=True):
-        lines.append(f"  {name:24s}{value:>10}{other:>10}")
-    for row in run["history"]["hardmax"]:
-        values = {k: v["loss"] for k, v in row.items() if k != "epoch"}
-        lines.append(f"  epoch {row['epoch']}, losses: {values}")
-    for way, numbers in run["leaders"].items():
-        lines.append(f"  leaders, {way}: {numbers}")
-    lines.append("  " + ", ".join(f"{w['word']} {w['count']}" for w in run["words"]["most"]))
-    return lines
 
 
 if __name__ == "__main__":

@@ -21,11 +21,14 @@ from torch.nn import functional as F
 
 from geomhooks.models import HardmaxClassifier
 
+History = dict[str, list[Any]]
+
 __all__ = [
     "BATCH",
     "COLD",
     "EVERY",
     "Data",
+    "History",
     "Means",
     "Scored",
     "Training",
@@ -236,7 +239,7 @@ class Training:
         self.model, self.trained, self.test = model, trained, test
         self.optimiser = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
         self.draw = torch.Generator().manual_seed(seed)
-        self.history: dict[str, list[Any]] = {name: [] for name in (*NUMBERS, "hardmax")}
+        self.history: History = {name: [] for name in (*NUMBERS, "hardmax")}
 
     @property
     def epochs(self) -> int:
