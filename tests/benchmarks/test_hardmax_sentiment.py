@@ -122,41 +122,42 @@ def test_training_goes_on_where_it_was(benchmarks: Path) -> None:
 
 
 @torch.no_grad()
-def test_leaders_of_reviews_that_are_known(benchmarks: Path) -> None:
-    """Two words far out lead; the decoder reads the first axis."""
+def test_leaders_of_reviews_that_are_known(benchmarks: Path, tmp_path: Path) -> None:
+    """Two words far out lead, each in half of the reviews; the decoder reads the first axis."""
+    from hardmax_figures import draw_examples
     from hardmax_leaders import examples, leader_numbers, leader_words
 
     model = classifier(2)
     table = torch.randn(WORDS, 2, generator=torch.Generator().manual_seed(0)) * 0.1
     table[1], table[2] = torch.tensor([9.0, 0.5]), torch.tensor([-9.0, 0.3])
     model.body.embedding.weight.copy_(table)
-    for block in model.body.blocks:
-        block.step.fill_(1.0)
-    model.decoder.weight.copy_(torch.tensor([[1.0, 0.0]]))
+    model.body.blocks[0].step.fill_(1.0)
+    model.decoder.weight.copy_(torch.tensor([[10.0, 0.0]]))
     model.decoder.bias.zero_()
     ids = torch.arange(3, 11).repeat(20, 1)
     ids[:10, 2], ids[10:, 5] = 1, 2
     names = [f"w{n}" for n in range(WORDS)]
     data = ids, (torch.arange(20) < 10).float()
     found = leader_words(model, data, names)
-    counts = {row["word"]: row["count"] for row in found["most"]}
-    sure = sum(
-        int(logit * (1 if label else -1) > 2.95)
-        for logit, label in zip(model.eval()(ids), data[1], strict=True)
-    )
-    assert found["reviews"] == sure
-    assert set(counts) <= {"w1", "w2"}
-    assert counts.get("w1", 0) + counts.get("w2", 0) == found["leaders"] == sure
-    for row in found["most"]:
-        assert row["score"] == {"w1": 9.0, "w2": -9.0}[row["word"]]
+    assert (found["reviews"], found["leaders"]) == (20, 20)
+    assert found["most"] == [
+        {"word": "w1", "count": 10, "score": 90.0},
+        {"word": "w2", "count": 10, "score": -90.0},
+    ]
+    assert found["positive"] == 10
     for numbers in leader_numbers(model, ids).values():
         assert 1 <= numbers["least"] <= numbers["mean"] <= numbers["most"]
         assert 0 < numbers["fraction_initial"] <= 1
     shown = examples(model, data, names)
-    for name, word, at in (("positive", "w1", 2), ("negative", "w2", 5)):
-        if name in shown:
-            assert shown[name].leaders[word][0] == at
-            assert shown[name].path.shape == (9, 8, 2)
+    for name, word, told in (("positive", "w1", (2, 90.0)), ("negative", "w2", (5, -90.0))):
+        assert shown[name].leaders[word] == told
+        assert shown[name].path.shape == (9, 8, 2)
+        torch.testing.assert_close(
+            shown[name].means[0], table[ids[0 if told[0] == 2 else 10]].mean(0)
+        )
+    draw_examples(model, data, names, tmp_path)
+    for name in shown:
+        assert (tmp_path / f"review-{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_script(tmp_path: Path) -> None:
