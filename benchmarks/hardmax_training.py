@@ -101,11 +101,22 @@ def forward_kernel(states, copies, sizes, beta, means, index, weights, counts): 
             for j in range(size):
                 top = max(top, scores[j])
             least = top - np.float32(FAR) / beta
-            end = at
+            near = np.int32(0)
             for j in range(size):
-                index[row, end] = j
-                end += scores[j] >= least
-            counts[row, i] = end - at
+                near += np.int32(scores[j] >= least)
+            counts[row, i] = near
+            end, j = at + near, 0
+            for one in range(at, end):
+                while scores[j] < least:
+                    j += 1
+                index[row, one] = j
+                j += 1
+            if near == 1:  # nearly always
+                weights[row, at] = 1
+                for k in range(width):
+                    means[row, i, k] = states[row, index[row, at], k]
+                at = end
+                continue
             total = np.float32(0)
             for one in range(at, end):
                 j = index[row, one]
