@@ -89,7 +89,7 @@ def hardmax_facts(block: BlockParts) -> Tensor:
     of_heads = (share, positive, negative, trace.square() / (width * square), trace / width)
     device = attention.query.weight.device
     columns = [value.to(device, torch.float64) for value in of_heads]
-    columns += [torch.full(shape, float(flag), dtype=torch.float64, device=device) for flag in flags]
+    columns += [columns[0].new_full(shape, float(flag)) for flag in flags]
     return torch.stack(columns, 1)
 
 
@@ -155,12 +155,14 @@ def named(heads: Tensor) -> str:
 
 
 def spread(values: Tensor, kind: str = ".2g") -> str:
-    """From the smallest to the largest.
+    """From the smallest to the largest of those that are numbers.
 
     Example:
         >>> spread(torch.tensor([0.25, 0.5])), spread(torch.tensor([4.0, 4.0]), "d")
         ('0.25 to 0.5', '4')
     """
     known: Sequence[float] = values[~values.isnan()].tolist()
+    if not known:
+        return "nothing"
     ends = [f"{int(v) if kind == 'd' else v:{kind}}" for v in (min(known), max(known))]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)

@@ -25,6 +25,7 @@ from geomhooks.functional.clusters import (
 )
 from geomhooks.functional.cosines import cosines, unit_rows
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
+from geomhooks.functional.follower_graphs import FollowerGraph, follower_graph, homes_of
 from geomhooks.functional.geodesics import (
     GeodesicDistance,
     angle_between,
@@ -43,6 +44,14 @@ from geomhooks.functional.group_means import (
     mean_difference,
     mean_distances,
     standard_errors,
+)
+from geomhooks.functional.hard_attention import (
+    HardAttention,
+    Leading,
+    LogitRows,
+    hard_attention,
+    leading_tokens,
+    logit_rows,
 )
 from geomhooks.functional.hardmax import (
     HardTargets,
@@ -148,6 +157,7 @@ from geomhooks.functional.theorems import (
     kernel_factorisation,
     low_frequency_bound,
 )
+from geomhooks.functional.token_covers import cover_tokens, random_directions, tokens_outside
 from geomhooks.functional.trajectories import (
     SpherePath,
     angles_from_first,
@@ -192,16 +202,20 @@ __all__ = [
     "FactoredSVD",
     "FoldedHeads",
     "FollowerBasins",
+    "FollowerGraph",
     "FrozenNorm",
     "GeodesicDistance",
     "GroupMoments",
+    "HardAttention",
     "HardTargets",
     "HeadWrites",
     "Incoherence",
     "Indicators",
     "KernelFactors",
+    "Leading",
     "LimitingPolytope",
     "LinearFit",
+    "LogitRows",
     "LogitShares",
     "LogitSums",
     "LogitTerms",
@@ -248,6 +262,7 @@ __all__ = [
     "convergence_rate",
     "cosine_basis",
     "cosines",
+    "cover_tokens",
     "coverage",
     "coverage_index",
     "dct_spectrum",
@@ -262,16 +277,19 @@ __all__ = [
     "fold_norm",
     "follower_basins",
     "follower_counts",
+    "follower_graph",
     "form_norm",
     "frechet_mean",
     "freeze_norm",
     "geodesic_distance",
     "group_moments",
     "group_similarity",
+    "hard_attention",
     "hard_targets",
     "hardmax_path",
     "hardmax_step",
     "head_writes",
+    "homes_of",
     "incoherence",
     "indicators",
     "kernel_factorisation",
@@ -279,9 +297,11 @@ __all__ = [
     "layer_angles",
     "leaders_over_depth",
     "leading_share",
+    "leading_tokens",
     "limiting_polytope",
     "linear_fit",
     "log_map",
+    "logit_rows",
     "logit_shares",
     "logit_sums",
     "low_frequency_bound",
@@ -305,6 +325,7 @@ __all__ = [
     "query_key_form",
     "query_key_logits",
     "query_key_weight",
+    "random_directions",
     "rank_above",
     "relative_norm",
     "relative_norm_of_sample",
@@ -327,6 +348,7 @@ __all__ = [
     "strict_leaders",
     "supports",
     "symmetric_part",
+    "tokens_outside",
     "umap_projection",
     "unit_rows",
     "universal_threshold",

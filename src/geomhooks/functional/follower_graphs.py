@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geomhooks.functional.leaders import follower_basins
 
-__all__ = ["FollowerGraph", "follower_graph", "sum_by_home", "homes_of"]
+__all__ = ["FollowerGraph", "follower_graph", "homes_of", "sum_by_home"]
 
 
 class FollowerGraph(NamedTuple):

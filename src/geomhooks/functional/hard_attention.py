@@ -19,7 +19,7 @@ keys in blocks of rows, and each block is reduced at once: no (T, T) matrix is e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,11 +30,29 @@ from geomhooks.functional.query_key import repeat_heads
 from geomhooks.functional.shapes import as_float
 from geomhooks.reductions.plain import wide_of
 
-__all__ = ["HardAttention", "Leading", "hard_attention", "leading_tokens"]
+__all__ = [
+    "HardAttention",
+    "Leading",
+    "LogitRows",
+    "hard_attention",
+    "leading_tokens",
+    "logit_rows",
+]
 
 BLOCK = 1 << 22  # logits, or entries of means, at a time
 
 Rows = Callable[[slice], Tensor]
+
+
+class LogitRows(NamedTuple):
+    """The logits of some queries."""
+
+    rows: slice
+    """which queries, R of them next to each other"""
+    logits: Tensor
+    """(B, H, R, S) before any mask"""
+    seen: Tensor
+    """(B, H, R, S) bool, which keys they look at"""
 
 
 class HardAttention(NamedTuple):
@@ -45,16 +63,18 @@ class HardAttention(NamedTuple):
     ties: Tensor
     """(B, H, T) int64 how many these are; 0 where it looks at nothing"""
     alone: Tensor
-    """(B, H, T) bool, all of them are where it is itself, itself among them or not"""
-    place: Tensor
-    """(B, T) int64 the first token that is where it is"""
+    """(B, H, T) bool, all of them are where it is itself"""
+    preceded: Tensor
+    """(B, H, T) bool, an earlier token where it is has that, too"""
+    held: Tensor
+    """(B, H, T) bool, a token where it is, perhaps itself, is one of those that are known"""
     largest: Tensor
     """(B, H, T) the largest share of attention"""
     entropy: Tensor
     """(B, H, T) of its shares, in nats"""
     softness: Tensor
-    """(B, H, T) what of its attention goes elsewhere: the distance of total variation between its
-    shares and uniform ones over the hard targets where it has one target"""
+    """(B, H, T) what of its attention goes elsewhere, which is the distance of total variation
+    between its shares and those of hardmax attention"""
     before: Tensor
     """(B, H, T) distance |z - m|"""
     after: Tensor
@@ -66,93 +86,132 @@ class HardAttention(NamedTuple):
 
 
 class Leading(NamedTuple):
-    """Who leads, of tokens at one place one of them."""
+    """Who leads, of tokens at one place one of them, (B, H, T) bool each."""
 
     now: Tensor
-    """(B, H, T) bool, leads in this layer"""
+    """leads in this layer"""
     so_far: Tensor
-    """(B, H, T) bool, leads in this layer or did in one before"""
+    """leads in this layer or did in one before"""
     new: Tensor
-    """(B, H, T) bool, leads in this layer, and none did before it or is where one did"""
+    """leads in this layer and in none before, and is not where one is that did"""
 
 
-def hard_attention(
+def logit_rows(
     query: Tensor,
     key: Tensor,
-    states: Tensor,
-    moved: Tensor,
     visible: Rows,
-    reach: Tensor,
     *,
     scale: float | None = None,
     bias: Rows | None = None,
     softcap: float | None = None,
-    tolerance: float = 0.0,
     block: int | None = None,
-) -> HardAttention:
-    """Reduce the attention of some contexts to what it is at temperature zero.
+) -> Iterator[LogitRows]:
+    """The logits of some queries at a time.
 
     Args:
         query: (B, H, T, k).
-        key: (B, G, T, k), where G divides H.
-        states: (B, T, d) z, finite everywhere.
-        moved: (B, T, d) z', finite everywhere.
+        key: (B, G, S, k), where G divides H.
         visible: gives for a slice of R queries which keys they look at, bool, broadcast to
-            (B, H, R, T).
-        reach: (B, T) how far apart two tokens may be to be at one place, in the query's context; at
-            least 1e-7 of their lengths.
+            (B, H, R, S).
         scale: what products are multiplied by, 1 / sqrt(k) by default.
-        bias: gives for a slice of queries what is added to logits, broadcast to (B, H, R, T).
+        bias: gives for a slice of queries what is added to logits, broadcast to (B, H, R, S).
         softcap: c where logits become c tanh(l / c).
-        tolerance: tau, of a tie.
         block: queries at a time; by default as many as make 4 million logits.
 
-    Returns:
-        all in the type of the queries, float32 or wider.
-
-    Example: two tokens on a line; the first attends to the second, which leads.
-        >>> states = torch.tensor([[[1.0], [3.0]]])
-        >>> everything = lambda rows: torch.ones(1, 1, 2, 2, dtype=torch.bool)[:, :, rows]
-        >>> found = hard_attention(
-        ...     states[:, None], states[:, None], states, states + torch.tensor([[1.0], [0.0]]),
-        ...     everything, torch.full((1, 2), 1e-3),
-        ... )
-        >>> found.targets.tolist(), found.alone.tolist(), found.step.tolist()
-        ([[[1, 1]]], [[[False, True]]], [[[0.5, nan]]])
+    Example:
+        >>> query, key = torch.randn(1, 4, 5, 3), torch.randn(1, 2, 5, 3)
+        >>> causal = torch.ones(5, 5).tril().bool()
+        >>> [
+        ...     tuple(some.logits.shape)
+        ...     for some in logit_rows(query, key, causal.__getitem__, block=3)
+        ... ]
+        [(1, 4, 3, 5), (1, 4, 2, 5)]
     """
     query, key = as_float(query), as_float(key)
-    states, moved = states.to(query), moved.to(query)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     batch, heads, length, _ = query.shape
-    key = repeat_heads(key, heads)
-    per_row = batch * heads * max(length, states.shape[-1])
-    block = block or max(1, BLOCK // per_row)
-    wide = states.to(wide_of(states))  # products in float32 cannot tell places that are near
-    squares = wide.square().sum(-1)
-    parts: list[tuple[Tensor, ...]] = []
+    keys = repeat_heads(key, heads).mT
+    block = block or max(1, BLOCK // (batch * heads * keys.shape[-1]))
     for start in range(0, length, block):
         rows = slice(start, min(start + block, length))
-        logits = (query[:, :, rows] * scale) @ key.mT
+        logits = (query[:, :, rows] * scale) @ keys
         if bias is not None:
             logits = logits + bias(rows).to(logits)
         if softcap is not None:
             logits = softcap * (logits / softcap).tanh()
-        seen = visible(rows).expand_as(logits)
+        yield LogitRows(rows, logits, visible(rows).expand_as(logits))
+
+
+def hard_attention(
+    blocks: Iterable[LogitRows],
+    states: Tensor,
+    moved: Tensor,
+    reach: Tensor,
+    *,
+    there: Tensor | None = None,
+    home: Tensor | None = None,
+    known: Tensor | None = None,
+    tolerance: float = 0.0,
+) -> HardAttention:
+    """Reduce the attention of some contexts to what it is at temperature zero.
+
+    Args:
+        blocks: of :func:`logit_rows`, all queries in order.
+        states: (B, T, d) z, finite everywhere.
+        moved: (B, T, d) z', finite everywhere.
+        reach: (B, T) how far apart two tokens may be to be at one place, in the query's context; at
+            least 1e-7 of their lengths.
+        there: (B, T) bool, which tokens are at a place; by default all.
+        home: (B, T) which tokens of a row are one context: those with the same number. By default
+            all.
+        known: (B, H, T) bool, those that led in a layer before; by default none.
+        tolerance: tau, of a tie.
+
+    Returns:
+        all in the type of the states, float32 or wider.
+
+    Example: two tokens on a line; the first attends to the second, which leads.
+        >>> states, everything = torch.tensor([[[1.0], [3.0]]]), torch.ones(2, 2).bool()
+        >>> blocks = logit_rows(states[:, None], states[:, None], everything.__getitem__)
+        >>> moved, reach = torch.tensor([[[2.0], [3.0]]]), torch.full((1, 2), 1e-3)
+        >>> found = hard_attention(blocks, states, moved, reach)
+        >>> found.targets.tolist(), found.alone.tolist(), found.step.tolist()
+        ([[[1, 1]]], [[[False, True]]], [[[0.5, nan]]])
+    """
+    states = as_float(states)
+    moved = moved.to(states)
+    wide = states.to(wide_of(states))  # products in float32 cannot tell places that are near
+    squares = wide.square().sum(-1)
+    parts: list[tuple[Tensor, ...]] = []
+    before: list[Tensor] = []  # of the queries so far, which are alone
+    for rows, logits, seen in blocks:
         # Squared distances by products, in float64, whose rounding is far below what is asked for.
         apart = squares[:, rows, None] + squares[:, None] - 2 * wide[:, rows] @ wide.mT
         same = apart <= reach[:, rows, None].to(apart).square()
+        if there is not None:
+            same = same & there[:, rows, None] & there[:, None]
+        if home is not None:
+            same = same & (home[:, rows, None] == home[:, None])
         chosen = maximisers(logits, seen, tolerance=tolerance)
+        targets, ties, alone = targets_of(chosen, same, rows)
+        before.append(alone)
         parts.append(
             (
-                *targets_of(chosen, same, rows),
+                targets,
+                ties,
+                alone,
+                at_place(same[..., : rows.stop].tril(rows.start - 1), torch.cat(before, -1)),
+                torch.zeros_like(alone) if known is None else at_place(same, known),
                 *shares_of(logits, seen, chosen),
                 *moves_of(chosen, states, moved, reach, rows),
-                same.to(torch.uint8).argmax(-1)[:, None],
             )
         )
-    columns = [torch.cat(pieces, -1) for pieces in zip(*parts, strict=True)]
-    targets, ties, alone, *others, place = columns
-    return HardAttention(targets, ties, alone, place[:, 0], *others)
+    return HardAttention(*(torch.cat(pieces, -1) for pieces in zip(*parts, strict=True)))
+
+
+def at_place(same: Tensor, which: Tensor) -> Tensor:
+    """(B, H, R) bool, one of some tokens (B, H, S) is at the same place (B, R, S)."""
+    return (which.to(torch.float32) @ same.to(torch.float32).mT) > 0
 
 
 def targets_of(chosen: Tensor, same: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,7 +242,7 @@ def moves_of(
     chosen: Tensor, states: Tensor, moved: Tensor, reach: Tensor, rows: slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Distance to the mean of the targets before and after, step, and share elsewhere."""
-    batch, heads, number, length = chosen.shape
+    batch, heads, number = chosen.shape[:3]
     share = chosen.to(states) / chosen.sum(-1, keepdim=True)  # NaN of nothing
     means = (share.flatten(1, 2) @ states).view(batch, heads, number, -1)
     way = means - states[:, None, rows]
@@ -197,44 +256,30 @@ def moves_of(
     return before, after, step, elsewhere.clamp(min=0).masked_fill(there, math.nan)
 
 
-def leading_tokens(
-    alone: Tensor, place: Tensor, there: Tensor, known: Tensor | None = None
-) -> Leading:
+def leading_tokens(found: HardAttention, known: Tensor | None = None) -> Leading:
     """Who leads: attends to nothing but its own place, and is the one that stands for it.
 
-    Of tokens at one place the first that attends to it alone leads; but where a token leads already
-    that did in a layer before, it stays the one, and a follower that has come to it, and by
-    rounding attends to itself, is none. So
+    Of tokens at one place the first that attends to it alone leads; but where one is that led in a
+    layer before, a follower that has come to it, and by rounding attends to itself, is none. So
     :func:`geomhooks.functional.leaders_over_depth` has it.
 
     Args:
-        alone: (B, H, T) of :func:`hard_attention`.
-        place: (B, T) of the same.
-        there: (B, T) bool, which tokens count.
-        known: (B, H, T) bool, who led in the layers before; None in the first.
+        found: of :func:`hard_attention`.
+        known: (B, H, T) bool, the same as that was given: who led in the layers before.
 
-    Example: the first two are at one place, where the second led before.
-        >>> alone, place = torch.tensor([[[True, True, True]]]), torch.tensor([[0, 0, 2]])
-        >>> there = torch.ones(1, 3, dtype=torch.bool)
-        >>> leading_tokens(alone, place, there).now.tolist()
-        [[[True, False, True]]]
-        >>> known = torch.tensor([[[False, True, False]]])
-        >>> found = leading_tokens(alone, place, there, known)
-        >>> found.now.tolist(), found.new.tolist()
-        ([[[False, True, True]]], [[[False, False, True]]])
+    Example: two tokens at one place.
+        >>> states, everything = torch.ones(1, 2, 1), torch.ones(2, 2).bool()
+        >>> def look(known):
+        ...     blocks = logit_rows(states[:, None], states[:, None], everything.__getitem__)
+        ...     reach = torch.full((1, 2), 1e-4)
+        ...     return hard_attention(blocks, states, states, reach, known=known)
+        >>> leading_tokens(look(None)).now.tolist()
+        [[[True, False]]]
+        >>> known = torch.tensor([[[False, True]]])
+        >>> leading_tokens(look(known), known).now.tolist()
+        [[[False, True]]]
     """
-    alone = alone & there[:, None]
-    length = alone.shape[-1]
-    index = torch.arange(length, device=alone.device).expand_as(alone)
-    at = place[:, None].expand_as(alone)
-    first = torch.full_like(index, length).scatter_reduce(
-        -1, at, torch.where(alone, index, length), "amin"
-    )
-    led = alone & (first.gather(-1, at) == index)
+    new = found.alone & ~found.preceded & ~found.held
     if known is None:
-        return Leading(led, led, led)
-    none = torch.zeros_like(index)
-    held = none.scatter_reduce(-1, at, known.to(none), "amax").gather(-1, at) > 0
-    still = none.scatter_reduce(-1, at, alone.to(none), "amax").gather(-1, at) > 0
-    new = led & ~held
-    return Leading(new | (known & still), known | new, new)
+        return Leading(new, new, new)
+    return Leading(new | (known & found.alone), known | new, new)

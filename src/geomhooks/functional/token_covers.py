@@ -44,13 +44,13 @@ def cover_tokens(
     covered, begins = ~there, []
     for start in range(0, length, rows):
         some = slice(start, min(start + rows, length))
-        near = units[:, some] @ units.mT > cosine
-        near = near & (home[:, some, None] == home[:, None])
+        near = (units[:, some] @ units.mT > cosine) & (home[:, some, None] == home[:, None])
         for row in range(near.shape[1]):
             begin = ~covered[..., start + row]
             begins.append(begin)
             covered = covered | (begin[..., None] & near[:, row])
-    return torch.stack(begins, -1)
+    found: Tensor = torch.stack(begins, -1)
+    return found
 
 
 def random_directions(number: int, width: int, seed: int = 0) -> Tensor:
@@ -62,7 +62,8 @@ def random_directions(number: int, width: int, seed: int = 0) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(number, width, generator=generator)
-    return drawn / drawn.norm(dim=1, keepdim=True)
+    units: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
+    return units
 
 
 def tokens_outside(
@@ -75,10 +76,10 @@ def tokens_outside(
 ) -> Tensor:
     r"""Which tokens lie outside of the convex hull of the tokens before, as some directions show.
 
-    With the support :math:`h(u) = \max_j \langle z_j, u \rangle` of a context, a token z' is outside
-    where :math:`\langle z', u \rangle > h(u)` for one of the directions. A layer that takes each
-    token to a mean of tokens, as hardmax attention does, leaves none outside. None seen outside does
-    not prove that there is none.
+    With the support :math:`h(u) = \max_j \langle z_j, u \rangle` of a context, a token z' is
+    outside where :math:`\langle z', u \rangle > h(u)` for one of the directions. A layer that
+    takes each token to a mean of tokens, as hardmax attention does, leaves none outside. None seen
+    outside does not prove that there is none.
 
     Args:
         before: (B, T, d), finite.

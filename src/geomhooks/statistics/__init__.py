@@ -6,6 +6,7 @@ from geomhooks.statistics.components import Components
 from geomhooks.statistics.covariance import Covariance
 from geomhooks.statistics.feed_forward_fit import FeedForwardFit
 from geomhooks.statistics.group_means import GroupMeans
+from geomhooks.statistics.leaders import Leaders
 from geomhooks.statistics.next_word import NextWord
 from geomhooks.statistics.pos_ctx import PosCtx
 from geomhooks.statistics.sphere import Sphere
@@ -20,6 +21,7 @@ __all__ = [
     "Covariance",
     "FeedForwardFit",
     "GroupMeans",
+    "Leaders",
     "NextWord",
     "PosCtx",
     "Reading",
@@ -44,5 +46,6 @@ REGISTRY: dict[str, type[Statistic]] = {
         Attention,
         Components,
         FeedForwardFit,
+        Leaders,
     )
 }
