@@ -8,7 +8,7 @@
 ['0@in', '0', '1']
 """
 
-from geomhooks import errors, functional, statistics
+from geomhooks import errors, functional, models, statistics
 from geomhooks.accumulators import Accumulator, Max, Min, Moments, Sum
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.table import Table
@@ -61,6 +61,7 @@ __all__ = [
     "functional",
     "load",
     "merge",
+    "models",
     "statistics",
     "watch",
 ]

@@ -55,6 +55,7 @@ from geomhooks.functional.hard_attention import (
 )
 from geomhooks.functional.hardmax import (
     HardTargets,
+    attended_means,
     attention_scores,
     form_norm,
     hard_targets,
@@ -250,6 +251,7 @@ __all__ = [
     "align_signs",
     "angle_between",
     "angles_from_first",
+    "attended_means",
     "attention_scores",
     "attraction",
     "between_groups",

@@ -29,6 +29,7 @@ from geomhooks.functional.shapes import as_float
 
 __all__ = [
     "HardTargets",
+    "attended_means",
     "attention_scores",
     "form_norm",
     "hard_targets",
@@ -229,19 +230,38 @@ def hardmax_path(
         )
     path = [states]
     for _ in range(layers):
-        path.append(layer(path[-1], gain, form, valid, tolerance, temperature))
+        means = attended_means(
+            path[-1], form=form, valid=valid, tolerance=tolerance, temperature=temperature
+        )
+        path.append(move(path[-1], means, gain, valid))
     return torch.stack(path)
 
 
-def layer(
+def attended_means(
     states: Tensor,
-    gain: Tensor | float,
-    form: Tensor | None,
-    valid: Tensor | None,
+    *,
+    form: Tensor | None = None,
+    valid: Tensor | None = None,
     tolerance: float = 0.0,
     temperature: float | None = None,
 ) -> Tensor:
-    """One layer on what has been checked; the gain is that of :func:`step_gain`."""
+    """The means m_i of what tokens attend to; the token itself where that is nothing.
+
+    Args:
+        states: (..., n, d).
+        form: (d, d) A, which is not checked; by default the identity.
+        valid: (..., n) bool. Other tokens are seen by none and attend to nobody.
+        tolerance: of ties, relative to the largest score of a row.
+        temperature: of softmax in place of hardmax; None for hardmax.
+
+    Returns:
+        (..., n, d)
+
+    Example:
+        >>> attended_means(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
+        tensor([[3., 0.],
+                [3., 0.]])
+    """
     # What is not valid may be NaN, which is not to reach a sum with weight zero.
     seen = states if valid is None else states.masked_fill(~valid[..., None], 0)
     visible = None if valid is None else valid[..., None, :]
@@ -249,15 +269,21 @@ def layer(
     if temperature is None:
         chosen = maximisers(scores, visible, tolerance=tolerance)
         means = (chosen.to(seen) @ seen) / chosen.sum(-1, keepdim=True).clamp(min=1)
-        # A token that attends to nobody, for NaN or for want of tokens, stays where it is.
         means = torch.where(chosen.any(-1, keepdim=True), means, seen)
     else:
         if visible is not None:
             scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
         means = (scores / temperature).softmax(-1) @ seen
-    way = means - seen
+    return means if valid is None else torch.where(valid[..., None], means, states)
+
+
+def move(
+    states: Tensor, means: Tensor, gain: Tensor | float, valid: Tensor | None = None
+) -> Tensor:
+    """Tokens after they went some of the way to their means; the gain is of :func:`step_gain`."""
+    way = means - states
     # Exactly nothing where a token attends to itself alone, however long it does.
-    moved = seen + (way @ gain.mT if isinstance(gain, Tensor) and gain.ndim else gain * way)
+    moved = states + (way @ gain.mT if isinstance(gain, Tensor) and gain.ndim else gain * way)
     return moved if valid is None else torch.where(valid[..., None], moved, states)
 
 
