@@ -22,7 +22,8 @@ from geomhooks.anatomy import (
 )
 from geomhooks.anatomy.hardmax_conditions import HardmaxFacts
 from geomhooks.errors import SchemaError, SiteError, UnidentifiedError
-from geomhooks.functional import random_directions
+from geomhooks.functional import leaders_over_depth, random_directions
+from geomhooks.models import HardmaxClassifier, HardmaxConfig
 from geomhooks.statistics.leader_context import Context, score_rows
 from tests.anatomy import stacked
 from tests.anatomy.models import MODELS, VOCABULARY, make, token_ids
@@ -61,8 +62,7 @@ class Scores(gh.Leaders):
     def update(self, state: Any, reading: Any) -> None:
         if reading.query_key is not None:
             blocks = score_rows(reading.query_key, Context.of(reading), 3)
-            masked = [b.logits.masked_fill(~b.seen, -torch.inf).softmax(-1) for b in blocks]
-            self.found[reading.site.name] = torch.cat(masked, 2)
+            self.found[reading.site.name] = torch.cat([b.logits.softmax(-1) for b in blocks], 2)
         super().update(state, reading)
 
 
@@ -381,6 +381,58 @@ def test_errors() -> None:
         gh.watch(model, sites="h.1", statistics=[gh.Leaders()])
 
 
+class Led(gh.Leaders):
+    """Keeps who led so far at each block of the last forward."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.found: list[Tensor] = []
+
+    def _carry(self, reading: Any, begun: Any, leading: Any) -> None:
+        self.found.append(leading.so_far[:, 0] & reading.tokens.real)
+        super()._carry(reading, begun, leading)
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-5])
+def test_leaders_of_a_hardmax_classifier_are_the_simulators(
+    published: bool, tolerance: float
+) -> None:
+    """Layer by layer, with words that come twice, and padding that is masked or is a word."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"vocab_size": 30, "hidden_size": 3, "num_hidden_layers": 8}
+    config = HardmaxConfig.published(**options) if published else HardmaxConfig(**options)
+    model = HardmaxClassifier(config).eval()
+    ids = torch.randint(1, 30, (6, 20), generator=torch.Generator().manual_seed(1))
+    ids = ids.masked_fill(torch.arange(20) >= torch.linspace(9, 20, 6)[:, None], 0)
+    valid = torch.ones(6, 20, dtype=torch.bool) if published else ids != 0
+    statistic = Led(tolerance=tolerance, words=30)
+    with torch.no_grad(), gh.watch(model, statistics=[statistic]) as watch:
+        model(ids)
+    geometry, alpha = watch.geometry(), float(model.alpha.detach())
+    expected = leaders_over_depth(model.path(ids), valid=valid, ties=tolerance)
+    assert len(statistic.found) == 8
+    for layer, found in enumerate(statistic.found):
+        assert torch.equal(found, expected.leaders[layer])
+        result = geometry[geometry.sites[layer + 1]].led
+        number = expected.leaders[layer].sum(-1).double()
+        assert float(result.leaders_so_far.mean) == pytest.approx(float(number.mean()))
+        assert float(result.leaders_so_far.max) == float(number.max())
+        share = expected.leaders[0].sum(-1) / number
+        assert float(result.initial_fraction.mean) == pytest.approx(float(share.mean()), rel=1e-6)
+        assert float(result.step.mean) == pytest.approx(alpha / (1 + alpha), rel=1e-4)
+        assert float(result.ratio.mean) == pytest.approx(1 / (1 + alpha), rel=1e-4)
+        assert float(result.unexplained.max) < 1e-4
+        assert float(result.outside.max) == float(result.norm_decreased.max) == 0
+        assert float(result.seen.norm_decreased.max) == 0
+        assert bool(result.conditions.hold)
+        assert result.conditions.reasons == ()
+        assert float(result.conditions.value_step) == pytest.approx(alpha)
+        counts = torch.bincount(ids[expected.leaders[layer]], minlength=30)
+        assert torch.equal(counts[result.words.ids], result.words.counts)
+        assert int(result.words.total) == int(counts.sum())
+
+
 def test_minilm() -> None:
     """A trained encoder: its sharpest head, and what the theorem asks and it has not."""
     model, tokenizer = minilm()
@@ -399,13 +451,15 @@ def test_minilm() -> None:
         sink = (targets == 0).transpose(1, 2)[real].float().mean(0)
         torch.testing.assert_close(found.sink.mean.float(), sink)
         leads = (targets == torch.arange(ids.shape[1])) & real[:, None]
-        torch.testing.assert_close(
-            found.leaders.mean.float(), leads.sum((0, 2)) / len(ids), rtol=0, atol=0.5
-        )
+        torch.testing.assert_close(found.leaders.mean, leads.sum(-1).double().mean(0))
         assert int(found.left_out) == 0
         assert not bool(found.conditions.hold)
         assert (found.conditions.positive <= 32).all()
         assert found.conditions.reasons[0] == "it has 12 heads, not one"
-    clusters = geometry.stack("scores.cluster_count.mean")
+    # Clusters of wide reach become fewer with depth.
+    with torch.no_grad(), gh.watch(model, statistics=[gh.Leaders(cosine=0.3)]) as watch:
+        model(**inputs)
+    clusters = watch.geometry().stack("leaders.cluster_count.mean")
     assert clusters.shape == (7,)
-    assert clusters[-1] < clusters[0]  # tokens come together
+    assert (clusters.diff() < 0).all()
+    assert clusters[-1] < clusters[0] / 2

@@ -51,7 +51,7 @@ def hardmax_facts(block: BlockParts) -> Tensor:
     ``symmetric_share`` is |S|^2 / |M|^2 for M the query-key form at distance 0 with the norm's gain
     in it, and S its symmetric part, which has ``positive`` and ``negative`` eigenvalues;
     ``value_identity_share`` is the share of the squared value-output map that a multiple of the
-    identity has, and ``value_step`` that multiple.
+    identity has, and ``value_step`` that multiple, alpha in the paper.
 
     Args:
         block: with one self-attention.
@@ -65,6 +65,7 @@ def hardmax_facts(block: BlockParts) -> Tensor:
         ([4.0, 4.0], [1.0, 1.0])
     """
     attention = block.attention
+    (scale,) = (sublayer.scale for sublayer in block.sublayers if sublayer.part is attention)
     heads, width = attention.heads, attention.query.weight.shape[1]
     shape = (heads,)
     if attention.query_norm is not None or attention.key_norm is not None:
@@ -86,7 +87,7 @@ def hardmax_facts(block: BlockParts) -> Tensor:
         or any(s.after is not None or s.closing is not None for s in block.sublayers),
         len(block.sublayers) - 1,
     )
-    of_heads = (share, positive, negative, trace.square() / (width * square), trace / width)
+    of_heads = (share, positive, negative, trace.square() / (width * square), scale * trace / width)
     device = attention.query.weight.device
     columns = [value.to(device, torch.float64) for value in of_heads]
     columns += [columns[0].new_full(shape, float(flag)) for flag in flags]

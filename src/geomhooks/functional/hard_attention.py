@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 BLOCK = 1 << 22  # logits, or entries of means, at a time
+LOWEST = -1e30  # of what a logit is below the largest
 
 Rows = Callable[[slice], Tensor]
 
@@ -50,9 +51,7 @@ class LogitRows(NamedTuple):
     rows: slice
     """which queries, R of them next to each other"""
     logits: Tensor
-    """(B, H, R, S) before any mask"""
-    seen: Tensor
-    """(B, H, R, S) bool, which keys they look at"""
+    """(B, H, R, S), -inf at keys that they do not look at"""
 
 
 class HardAttention(NamedTuple):
@@ -139,7 +138,7 @@ def logit_rows(
             logits = logits + bias(rows).to(logits)
         if softcap is not None:
             logits = softcap * (logits / softcap).tanh()
-        yield LogitRows(rows, logits, visible(rows).expand_as(logits))
+        yield LogitRows(rows, logits.masked_fill_(~visible(rows), -math.inf))
 
 
 def hard_attention(
@@ -184,7 +183,7 @@ def hard_attention(
     squares = wide.square().sum(-1)
     parts: list[tuple[Tensor, ...]] = []
     before: list[Tensor] = []  # of the queries so far, which are alone
-    for rows, logits, seen in blocks:
+    for rows, logits in blocks:
         # Squared distances by products, in float64, whose rounding is far below what is asked for.
         apart = squares[:, rows, None] + squares[:, None] - 2 * wide[:, rows] @ wide.mT
         same = apart <= reach[:, rows, None].to(apart).square()
@@ -192,7 +191,7 @@ def hard_attention(
             same = same & there[:, rows, None] & there[:, None]
         if home is not None:
             same = same & (home[:, rows, None] == home[:, None])
-        chosen = maximisers(logits, seen, tolerance=tolerance)
+        chosen = maximisers(logits, tolerance=tolerance)
         targets, ties, alone = targets_of(chosen, same, rows)
         before.append(alone)
         parts.append(
@@ -202,8 +201,8 @@ def hard_attention(
                 alone,
                 at_place(same[..., : rows.stop].tril(rows.start - 1), torch.cat(before, -1)),
                 torch.zeros_like(alone) if known is None else at_place(same, known),
-                *shares_of(logits, seen, chosen),
-                *moves_of(chosen, states, moved, reach, rows),
+                *shares_of(logits, chosen),
+                *moves_of(means_of(chosen, targets, ties, states), states, moved, reach, rows),
             )
         )
     return HardAttention(*(torch.cat(pieces, -1) for pieces in zip(*parts, strict=True)))
@@ -223,37 +222,51 @@ def targets_of(chosen: Tensor, same: Tensor, rows: slice) -> tuple[Tensor, Tenso
     return first, ties, alone
 
 
-def shares_of(logits: Tensor, seen: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def shares_of(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Largest share, entropy, and what is not on the targets, (B, H, R) each; NaN of nothing."""
-    logits = logits.masked_fill(~seen, -math.inf)
     top = logits.amax(-1, keepdim=True)
-    below = (logits - top).masked_fill(~seen, 0)
-    weights = below.exp().masked_fill(~seen, 0)
-    total = weights.sum(-1)
-    nothing = ~seen.any(-1)
-    on_targets = (weights * chosen).sum(-1) / total
-    entropy = total.log() - (weights * below).sum(-1) / total
-    found = (1 / total, entropy, 1 - on_targets)
-    largest, entropy, softness = (one.masked_fill(nothing, math.nan) for one in found)
-    return largest, entropy.clamp(min=0), softness.clamp(min=0)
+    below = logits - top
+    weights = below.exp()
+    total = weights.sum(-1)  # NaN of nothing
+    # A weight of zero times minus infinity is to be zero.
+    entropy = total.log() - below.clamp_(min=LOWEST).mul_(weights).sum(-1) / total
+    softness = 1 - weights.mul_(chosen).sum(-1) / total
+    return 1 / total, entropy.clamp(min=0), softness.clamp(min=0)
+
+
+def means_of(chosen: Tensor, targets: Tensor, ties: Tensor, states: Tensor) -> Tensor:
+    """(B, R, H, d) means of the states of the targets; NaN of nothing."""
+    batch, heads, number = chosen.shape[:3]
+    if states.device.type != "cpu":
+        share = chosen.to(states) / ties[..., None]
+        return (share.transpose(1, 2).flatten(1, 2) @ states).view(batch, number, heads, -1)
+    # A processor looks up the states of single targets, and adds up where there are several.
+    means = states.new_empty(batch, number, heads, states.shape[-1])
+    for row, mean in enumerate(means):
+        several = ties[row].T != 1
+        mean.copy_(states[row, targets[row].T])
+        some = chosen[row].transpose(0, 1)[several].to(states)
+        mean[several] = some @ states[row] / ties[row].T[several][:, None]
+    return means
 
 
 def moves_of(
-    chosen: Tensor, states: Tensor, moved: Tensor, reach: Tensor, rows: slice
+    means: Tensor, states: Tensor, moved: Tensor, reach: Tensor, rows: slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Distance to the mean of the targets before and after, step, and share elsewhere."""
-    batch, heads, number = chosen.shape[:3]
-    share = chosen.to(states) / chosen.sum(-1, keepdim=True)  # NaN of nothing
-    means = (share.flatten(1, 2) @ states).view(batch, heads, number, -1)
-    way = means - states[:, None, rows]
-    move = (moved[:, rows] - states[:, rows])[:, None]
-    square, along = way.square().sum(-1), (way * move).sum(-1)
-    before = square.sqrt()
-    after = torch.linalg.vector_norm(moved[:, None, rows] - means, dim=-1)
-    there = before <= reach[:, None, rows].to(before)
+    """Distance to the means (B, R, H, d) before and after, step, and share elsewhere, (B, H, R)."""
+    move = moved[:, rows] - states[:, rows]
+    way = means.sub_(states[:, rows, None])
+    before = torch.linalg.vector_norm(way, dim=-1)
+    along = (way @ move[..., None])[..., 0]
+    after = torch.linalg.vector_norm(way.sub_(move[:, :, None]), dim=-1)
+    there = before <= reach[:, rows, None].to(before)
+    square = before.square()
     step = (along / square).masked_fill(there, math.nan)
-    elsewhere = 1 - along.square() / (square * move.square().sum(-1))
-    return before, after, step, elsewhere.clamp(min=0).masked_fill(there, math.nan)
+    elsewhere = 1 - along.square() / (square * move.square().sum(-1, keepdim=True))
+    elsewhere = elsewhere.clamp(min=0).masked_fill(there, math.nan)
+    found = (before, after, step, elsewhere)
+    first, second, third, fourth = (one.transpose(1, 2) for one in found)
+    return first, second, third, fourth
 
 
 def leading_tokens(found: HardAttention, known: Tensor | None = None) -> Leading:

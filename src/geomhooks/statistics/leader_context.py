@@ -95,7 +95,7 @@ def through(weights: QueryKey, states: Tensor) -> Tensor:
 def lengths_of(weights: QueryKey, states: Tensor, own_form: Tensor) -> Tensor:
     """(B, H, T) lengths: in the head's own form where that is a norm, else plain."""
     heads = len(own_form)
-    plain = torch.linalg.vector_norm(states, dim=-1)[:, None].expand(-1, heads, -1)
+    plain: Tensor = torch.linalg.vector_norm(states, dim=-1)[:, None].expand(-1, heads, -1)
     if not own_form.any():
         return plain
     query, key = (
