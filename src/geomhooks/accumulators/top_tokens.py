@@ -96,6 +96,19 @@ def windows_of(ids: Tensor | None, real: Tensor, context: Tensor, reach: int) ->
     return windows.flatten(0, 1)
 
 
+class Records(NamedTuple):
+    """Tokens at which numbers are large."""
+
+    value: Tensor
+    """(F, k) float32, 0 where there is none"""
+    context: Tensor
+    """(F, k) int64 context ids"""
+    position: Tensor
+    """(F, k) int32"""
+    window: Tensor
+    """(F, k) int64, where their windows are in a table"""
+
+
 class Candidates:
     """The leading tokens of one forward for each of F numbers, part of the forward after part.
 
@@ -188,31 +201,57 @@ class TopTokens(Accumulator):
         """Take in the leading tokens of a forward."""
         value, at = candidates.leading()
         rows = candidates.rows
-        self._take_in(
-            {
-                "value": value,
-                "context": rows.context_id[at],
-                "position": rows.position[at].to(torch.int32),
-                "window": rows.windows[at],
-            }
-        )
+        records = Records(value, rows.context_id[at], rows.position[at].to(torch.int32), at)
+        if value.device.type != "cpu":
+            self._take_in(records, rows.windows)
+            return
+        # What is below the last of a full ranking stays out of it, which after a while is nearly
+        # everything. Elsewhere the host would have to wait to find out.
+        enters = (value > 0) & (value >= self["value"][:, -1:])
+        numbers, most = enters[:, 0].nonzero()[:, 0], int(enters.sum(1).max())
+        if most:
+            kept = Records(*(column[numbers, :most] for column in records))
+            self._take_in(kept, rows.windows, numbers)
 
     def merge(self, other: TopTokens, plan: Any = None) -> None:
         """Take in another shard's records."""
-        self._take_in({name: column.to(self.device) for name, column in other.tensors.items()})
+        theirs = {name: column.to(self.device) for name, column in other.tensors.items()}
+        windows = theirs["window"].flatten(0, 1)
+        at = torch.arange(len(windows), device=windows.device).view_as(theirs["value"])
+        self._take_in(Records(theirs["value"], theirs["context"], theirs["position"], at), windows)
 
-    def _take_in(self, records: dict[str, Tensor]) -> None:
-        both = {name: torch.cat([mine, records[name]], 1) for name, mine in self.tensors.items()}
-        value, order = leading(
-            both["value"], both["context"], both["position"], self.length, self.distinct
-        )
-        for name, mine in self.tensors.items():
-            index = (
-                order if mine.ndim == 2 else order[..., None].expand(*order.shape, mine.shape[2])
-            )
-            found = both[name].gather(1, index)
-            there = value > 0 if mine.ndim == 2 else (value > 0)[..., None]
-            mine.copy_(torch.where(there, found, self.fields[name].empty))
+    def _take_in(self, records: Records, windows: Tensor, numbers: Tensor | None = None) -> None:
+        """Rank records (F, k), of the given numbers alone, with those that are there.
+
+        Args:
+            records: whose windows are rows of
+            windows: (M, 2 w + 1).
+            numbers: (F',) which numbers they are of; by default all.
+        """
+        mine = self.tensors
+        if numbers is not None:
+            mine = {name: column[numbers] for name, column in mine.items()}
+        held = mine["window"].flatten(0, 1)
+        own = torch.arange(len(held), device=held.device).view_as(mine["value"])
+        records = records._replace(window=records.window + len(held))
+        columns = mine["value"], mine["context"], mine["position"], own
+        both = Records(*(torch.cat(pair, 1) for pair in zip(columns, records, strict=True)))
+        value, order = leading(both, self.length, self.distinct)
+        there = value > 0
+        context, position, at = (column.gather(1, order) for column in both[1:])
+        nothing = windows.new_full((1, windows.shape[1]), NO_ID)
+        table = torch.cat([held, windows, nothing])
+        found = {
+            "value": value,
+            "context": torch.where(there, context, NO_ID),
+            "position": torch.where(there, position, -1),
+            "window": table[torch.where(there, at, len(table) - 1)],
+        }
+        for name, column in found.items():
+            if numbers is None:
+                self.tensors[name].copy_(column)
+            else:
+                self.tensors[name].index_copy_(0, numbers, column)
 
 
 class TopValues(Accumulator):
@@ -240,21 +279,18 @@ class TopValues(Accumulator):
         self["value"].copy_(both.topk(self.length, 1).values)
 
 
-def leading(
-    value: Tensor, context: Tensor, position: Tensor, number: int, distinct: bool
-) -> tuple[Tensor, Tensor]:
+def leading(records: Records, number: int, distinct: bool) -> tuple[Tensor, Tensor]:
     """The first records of each row of (F, m), in order: their values, and where they were.
 
     Args:
-        value: 0 for what is no record.
-        context: context ids.
-        position: positions.
+        records: with a value of 0 where there is none.
         number: how many.
         distinct: of each context one.
 
     Returns:
         (F, number) both; values of 0 where there are fewer.
     """
+    value, context, position, _ = records
     order = position.argsort(dim=1, stable=True)
     if distinct:
         order = order.gather(1, value.gather(1, order).argsort(dim=1, descending=True, stable=True))

@@ -16,6 +16,7 @@ from geomhooks.functional.sparse_coding import SparseCoder
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.encoders import Encoder
+from geomhooks.statistics.settings import check_positive, is_whole
 
 __all__ = ["Factors"]
 
@@ -121,13 +122,10 @@ class Factors(Statistic):
         max_bytes: int = 1 << 31,
         positions: int | None = None,
     ) -> None:
-        least = {"factors": 1, "top": 1, "window": 0, "tokens_at_once": 1, "positions": 1}
-        given = {"factors": factors, "top": top, "window": window, "positions": positions}
-        for name, value in (given | {"tokens_at_once": tokens_at_once}).items():
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and (not whole or value < least[name]):
-                kind = "a positive integer" if least[name] else "an integer of at least 0"
-                raise ValueError(f"Factors({name}={value!r}): {kind} is needed")
+        check_positive("Factors", factors=factors, top=top, positions=positions)
+        check_positive("Factors", tokens_at_once=tokens_at_once)
+        if not is_whole(window) or window < 0:
+            raise ValueError(f"Factors(window={window!r}): an integer of at least 0 is needed")
         if coactivation not in (None, *get_args(CoActivation)):
             raise ValueError(
                 f"Factors(coactivation={coactivation!r}): None, 'counts' or 'products'"
