@@ -8,7 +8,7 @@
 ['0@in', '0', '1']
 """
 
-from geomhooks import errors, functional, statistics
+from geomhooks import errors, functional, models, statistics
 from geomhooks.accumulators import Accumulator, Max, Min, Moments, Sum
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.table import Table
@@ -24,6 +24,7 @@ from geomhooks.statistics import (
     Factors,
     FeedForwardFit,
     GroupMeans,
+    Leaders,
     NextWord,
     PosCtx,
     Sphere,
@@ -47,6 +48,7 @@ __all__ = [
     "GeomhooksError",
     "GroupMeans",
     "History",
+    "Leaders",
     "Max",
     "Min",
     "Moments",
@@ -66,6 +68,7 @@ __all__ = [
     "load",
     "load_dictionary",
     "merge",
+    "models",
     "save_dictionary",
     "statistics",
     "watch",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import assume
 
 import geomhooks as gh
 from geomhooks.anatomy import (
@@ -23,6 +24,7 @@ from geomhooks.anatomy import (
     register,
 )
 from geomhooks.forwards.frames import unwrap_transforms
+from geomhooks.functional import random_directions
 from geomhooks.norms import NormModule
 from tests.conformance.harness import (
     GROUPS,
@@ -37,6 +39,7 @@ from tests.conformance.harness import (
     render,
     word_of,
 )
+from tests.leaders_reference import Layer, Options, Text, leaders
 from tests.models import Stack
 from tests.reference import (
     Lens,
@@ -285,6 +288,43 @@ def factors_of(dense: Dense, one_per_text: bool) -> dict[str, Numbers]:
     return numbers
 
 
+DIRECTIONS = 8
+CLEAR = 1e-6  # of a comparison, whose outcome then does not depend on rounding
+
+
+def leaders_of_blocks(dense: Dense) -> dict[str, Numbers]:
+    """Of all sites, the first being what comes in."""
+    sites = list(dense)
+    texts = []
+    for context in np.unique(dense[sites[0]].contexts):
+        at = dense[sites[0]].contexts == context
+        positions = dense[sites[0]].positions[at]
+        layers = []
+        for index, (before, after) in enumerate(pairwise(sites)):
+            old, new = dense[before].states[at], dense[after].states[at]
+            lengths = np.linalg.norm([old, new], axis=-1)[:, None].repeat(HEADS, 1)
+            layers.append(Layer(head_scores(old, index), old, new, old, new, lengths))
+        words = word_of(np.full(len(positions), context), positions)
+        texts.append(Text(dense[sites[0]].states[at], layers, positions == 0, words))
+    directions = random_directions(DIRECTIONS, WIDTH).double().numpy()
+    numbers, margin = leaders(texts, Options(directions, VOCABULARY))
+    assume(margin > CLEAR)
+    return dict(zip(sites, numbers, strict=True))
+
+
+def head_scores(states: np.ndarray, index: int) -> np.ndarray:
+    """(H, T, T) of what blocks are said to have, with weights as float32 has them."""
+    weights = {name: w.astype(np.float32).astype(float) for name, w in head_weights(index).items()}
+    query, key = (
+        np.einsum("td,hdk->htk", states, weights[name]) + weights[f"{name}_bias"][:, None]
+        for name in ("query", "key")
+    )
+    scores = SCALE * query @ key.repeat(HEADS // KEY_HEADS, 0).swapaxes(1, 2)
+    past = np.tri(len(states), dtype=bool)
+    found: np.ndarray = np.where(past, scores, -np.inf)
+    return found
+
+
 def extent(dense: Dense) -> dict[str, Numbers]:
     norms = [np.linalg.norm(seen.states, axis=-1) for seen in dense.values()]
     return {
@@ -349,6 +389,12 @@ CASES = {
             lambda: gh.Components(contexts=64),
             components_of_blocks,
             lambda geometry, site: geometry[site].components,
+        ),
+        Case(
+            "leaders",
+            lambda: gh.Leaders(directions=DIRECTIONS),
+            leaders_of_blocks,
+            lambda geometry, site: geometry[site].leaders,
         ),
         Case(
             "sphere",

@@ -8,6 +8,7 @@ from geomhooks.statistics.factor_learning import FactorLearning
 from geomhooks.statistics.factors import Factors
 from geomhooks.statistics.feed_forward_fit import FeedForwardFit
 from geomhooks.statistics.group_means import GroupMeans
+from geomhooks.statistics.leaders import Leaders
 from geomhooks.statistics.next_word import NextWord
 from geomhooks.statistics.pos_ctx import PosCtx
 from geomhooks.statistics.sphere import Sphere
@@ -24,6 +25,7 @@ __all__ = [
     "Factors",
     "FeedForwardFit",
     "GroupMeans",
+    "Leaders",
     "NextWord",
     "PosCtx",
     "Reading",
@@ -50,5 +52,6 @@ REGISTRY: dict[str, type[Statistic]] = {
         FeedForwardFit,
         FactorLearning,
         Factors,
+        Leaders,
     )
 }
