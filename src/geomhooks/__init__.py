@@ -12,6 +12,7 @@ from geomhooks import errors, functional, models, statistics
 from geomhooks.accumulators import Accumulator, Max, Min, Moments, Sum
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.table import Table
+from geomhooks.dictionaries import FactorDictionary, load_dictionary, save_dictionary
 from geomhooks.errors import GeomhooksError
 from geomhooks.history import History
 from geomhooks.snapshot import Geometry, load, merge
@@ -19,6 +20,8 @@ from geomhooks.statistics import (
     Attention,
     Components,
     Covariance,
+    FactorLearning,
+    Factors,
     FeedForwardFit,
     GroupMeans,
     Leaders,
@@ -37,6 +40,9 @@ __all__ = [
     "Attention",
     "Components",
     "Covariance",
+    "FactorDictionary",
+    "FactorLearning",
+    "Factors",
     "FeedForwardFit",
     "Geometry",
     "GeomhooksError",
@@ -60,8 +66,10 @@ __all__ = [
     "errors",
     "functional",
     "load",
+    "load_dictionary",
     "merge",
     "models",
+    "save_dictionary",
     "statistics",
     "watch",
 ]

@@ -53,6 +53,7 @@ class SitePlan:
     looks: list[Look] = field(default_factory=list)
     needs: frozenset[str] = frozenset()
     parts: Parts = field(default_factory=list)
+    has_anatomy: bool = False
     shortcut: Any = None
     _sums: TwoWay | None = None
     _chooses: bool = False
@@ -116,6 +117,8 @@ class SitePlan:
         takers = [part for part in self.parts if "position_sum" in part[0].needs_at(site.site)]
         self._sums = takers[0][0].two_way(takers[0][1]) if len(takers) == 1 else None
         self.shortcut = None
+        known = self.norm, self.block, self.lens, self.around
+        self.has_anatomy = any(part is not None for part in known)
         self._chooses = any(type(s).takes is not Statistic.takes for s in self.statistics)
         self._multiplies = [part for part in self.parts if part[0].has_products]
 

@@ -49,6 +49,7 @@ from tests.reference import (
     components,
     covariance,
     exact,
+    factors,
     group_means,
     next_word,
     plain,
@@ -182,6 +183,19 @@ register(Family("Stack", describe, embeddings, final_norm))
 
 
 @cache
+def autoencoder() -> gh.functional.SparseAutoencoder:
+    """Factors that are one entry each, which rounds nothing, and one that is never active.
+
+    So rankings are exact, and states in half precision are active alike at many tokens.
+    """
+    encoder = torch.zeros(WIDTH, 6)
+    for factor, scale in enumerate((1.0, -1.0, 2.0, -0.5, 1.0)):
+        encoder[factor, factor] = scale
+    decoder = torch.from_numpy(np.random.default_rng(3).standard_normal((6, WIDTH)))
+    return gh.functional.SparseAutoencoder(encoder, decoder.float())
+
+
+@cache
 def known_geometry() -> gh.Geometry:
     """Some mean and pos of such blocks, not those of the contexts that are streamed."""
     contexts = plant(seed=5, ragged=False)
@@ -260,6 +274,17 @@ def components_of_blocks(dense: Dense) -> dict[str, Numbers]:
             terms = terms | {"attention": terms["attention"] + turned}
             terms = terms | {"feed_forward": terms["feed_forward"] + pushed}
         numbers[site] = components(terms, seen)
+    return numbers
+
+
+def factors_of(dense: Dense, one_per_text: bool) -> dict[str, Numbers]:
+    coder, numbers = autoencoder(), {}
+    for site, seen in dense.items():
+        codes = np.maximum(seen.states @ coder.encoder.double().numpy(), 0)
+        decoded = codes @ coder.dictionary.double().numpy()
+        words = word_of(seen.contexts, seen.positions)
+        how = {"top": 4, "window": 2, "one_per_text": one_per_text}
+        numbers[site] = factors(seen, words, codes, decoded, **how)
     return numbers
 
 
@@ -394,6 +419,25 @@ CASES = {
                 for site, seen in dense.items()
             },
             lambda geometry, site: geometry[site].trajectories,
+        ),
+        Case(
+            "factors",
+            lambda: gh.Factors(encoder=autoencoder(), top=4, window=2, coactivation="counts"),
+            lambda dense: factors_of(dense, one_per_text=False),
+            lambda geometry, site: geometry[site].factors,
+        ),
+        Case(
+            "factors of texts",
+            lambda: gh.Factors(
+                encoder=autoencoder(),
+                top=4,
+                window=2,
+                one_per_text=True,
+                coactivation="counts",
+                tokens_at_once=7,
+            ),
+            lambda dense: factors_of(dense, one_per_text=True),
+            lambda geometry, site: geometry[site].factors,
         ),
         Case(
             "largest_entry",

@@ -288,9 +288,15 @@ def gradients_by_transformation(subject: Subject) -> Any:
     return watch.geometry()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+# Each statistic in each way, each way in each type, the types taking turns.
+TURNS = [
+    pytest.param(case, way, DTYPES[turn % 3], id=f"{name}-{way.__name__}-{DTYPES[turn % 3]}")
+    for first, (name, case) in enumerate(CASES.items())
+    for turn, way in enumerate(WAYS, first)
+]
+
+
+@pytest.mark.parametrize(("case", "way", "dtype"), TURNS)
 def test_way(case: Case, way: Way, dtype: torch.dtype) -> None:
     subject = Subject(case, dtype, plant(seed=1))
     subject.check(way(subject))

@@ -43,7 +43,7 @@ def test_leaders_stand_still_and_lead_for_ever(seed: int) -> None:
     first = strict_leaders(attention_scores(states, form))
     assert torch.equal(found.leaders[0], first)
     assert bool(first[form_norm(states, form).argmax()])
-    assert (found.count.diff() >= 0).all()
+    assert (found.counts.diff() >= 0).all()
     for token in found.since.clamp(min=0).nonzero()[:, 0].tolist():
         since = int(found.since[token])
         torch.testing.assert_close(
@@ -76,23 +76,30 @@ def test_followers_of_a_leader_come_nearer_by_the_same_factor(seed: int) -> None
 
 
 def test_new_leaders_are_rare_and_rounding_makes_many() -> None:
-    """The seventh fact, and where tokens end, over 200 random systems."""
+    """The seventh fact, and where tokens end, over 240 random systems, each with A = I for it."""
     emerged, naive, latest = 0, 0, 0
-    for seed in range(200):
-        states, form, step = system(seed)
-        path = hardmax_path(states, step, 60, form=form)
-        found = leaders_over_depth(path, form=form)
-        emerged += bool((found.since > 0).any())
+    for width, step in ((2, 0.3), (3, 0.7), (4, 1.5), (5, 2.5)):
+        systems = [system(seed, width=width) for seed in range(60)]
+        valid = torch.zeros(60, 40, dtype=torch.bool)
+        states = torch.zeros(60, 40, width, dtype=torch.float64)
+        for row, one in enumerate(systems):
+            count = len(one.states)
+            states[row, :count] = one.states @ torch.linalg.cholesky(one.form)
+            valid[row, :count] = True
+        path = hardmax_path(states, step, 60, valid=valid)
+        found = leaders_over_depth(path, valid=valid)
+        assert bool((found.counts[0] > 0).all())
+        emerged += int((found.since > 0).any(1).sum())
         latest = max(latest, int(found.since.max()))
-        scores = attention_scores(path, form)
-        strict = strict_leaders(scores)
-        naive += bool((strict & ~strict[0]).any())
-        polytope = limiting_polytope(path[-1][found.leaders[-1]], form)
-        distance = nearest_limit(path[-1], polytope, form).distance
-        assert float(distance.max()) < 1e-3 * float(form_norm(states, form).max()), seed
-    assert 0 < emerged <= 4
+        strict = strict_leaders(attention_scores(path), valid[:, None, :]) & valid
+        naive += int((strict.any(0) & ~strict[0]).any(1).sum())
+        for row in range(60):
+            polytope = limiting_polytope(path[-1, row][found.leaders[-1, row]])
+            distance = nearest_limit(path[-1, row][valid[row]], polytope).distance
+            assert float(distance.max()) < 1e-3 * float(states[row].norm(dim=1).max()), (width, row)
+    assert 0 < emerged <= 5
     assert latest <= 4
-    assert naive > 20
+    assert naive > 4 * emerged
 
 
 def test_a_leader_that_emerges() -> None:
@@ -113,7 +120,7 @@ def test_a_leader_that_emerges() -> None:
     polytope = limiting_polytope(path[-1][found.leaders[-1]])
     torch.testing.assert_close(polytope.vertices, limits)
     near = nearest_limit(path[-1], polytope)
-    assert near.index.tolist() == [0, 1, 2, 0, 2, 2, 0, 0]
+    assert near.nearest.tolist() == [0, 1, 2, 0, 2, 2, 0, 0]
     clusters = connected_tokens(coincident(path[-1]))
     assert int(clusters.number) == 3
     assert clusters.labels.tolist() == [0, 1, 2, 0, 2, 2, 0, 0]
@@ -129,9 +136,9 @@ def test_the_triangle_and_the_square(seed: int) -> None:
         assert found.leaders[-1, :corners].all()
         leaders = found.leaders[-1].nonzero()[:, 0]
         near = nearest_limit(path[-1], limiting_polytope(path[-1][leaders]))
-        assert (near.index < len(leaders)).all()
+        assert (near.nearest < len(leaders)).all()
         assert float(near.distance.max()) < 1e-6
-    assert found.count.tolist() == [4] * 61
+    assert found.counts.tolist() == [4] * 61
 
 
 @few
@@ -145,9 +152,9 @@ def test_clusters_that_are_no_leaders(seed: int) -> None:
     assert (path[:, 4:6, 1] == 0).all()
     polytope = limiting_polytope(path[-1][:4])
     near = nearest_limit(path[-1], polytope)
-    assert (near.index[4:6] >= 4).all()
+    assert (near.nearest[4:6] >= 4).all()
     torch.testing.assert_close(
-        polytope.limits[near.index[4:6]], torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).double()
+        polytope.limits[near.nearest[4:6]], torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).double()
     )
     assert float(near.distance.max()) < 1e-9
     assert maximisers(attention_scores(path[-1]))[4:6].sum(1).tolist() == [2, 2]
@@ -178,12 +185,12 @@ def test_fixed_points_on_faces(seed: int) -> None:
     path = hardmax_path(torch.cat((vertices, inside)), 2.0, 40, form=form, tolerance=1e-9)
     torch.testing.assert_close(path[-1, len(vertices) :], polytope.points, rtol=1e-9, atol=1e-9)
     near = nearest_limit(path[-1], polytope, form)
-    assert near.index.tolist() == list(range(len(polytope.limits)))
+    assert near.nearest.tolist() == list(range(len(polytope.limits)))
 
 
 def test_tokens_that_coincide_count_once() -> None:
     """Repeated words, by exact places or nearly; the first of them leads."""
-    states = torch.tensor([[0.1, 0.2], [2.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 1e-5]])
+    states = torch.tensor([[0.1, 0.2], [2.0, 0], [0, 1.0], [2.0, 0], [2.0, 1e-5]]).double()
     same = coincident(states)
     assert same.int().tolist() == [
         [1, 0, 0, 0, 0], [0, 1, 0, 1, 1], [0, 0, 1, 0, 0], [0, 1, 0, 1, 1], [0, 1, 0, 1, 1]
@@ -211,7 +218,7 @@ def test_masks_of_leaders() -> None:
     assert torch.equal(found.since[0], leaders_over_depth(path[:, 0]).since)
     assert torch.equal(found.since[1, 1:], alone.since)
     assert int(found.since[1, 0]) == -1
-    assert found.count.shape == (11, 2)
+    assert found.counts.shape == (11, 2)
 
 
 def reference_basins(targets: list[int]) -> dict[str, list[int]]:

@@ -19,8 +19,8 @@ def printable(token: str) -> str:
     r"""A token as it can stand in a table: what does not print is escaped.
 
     Example:
-        >>> printable("a\n"), printable("\x1b[1m")
-        ('a\\n', '\\x1b\\[1m')
+        >>> printable("a\n"), printable("[red]")
+        ('a\\n', '\\[red]')
     """
     return escape(
         "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)

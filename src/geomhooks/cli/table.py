@@ -57,6 +57,8 @@ _COLUMNS = (
     _Column("basins", "leaders/mean_heads/basins", "{:.2f}".format),
     _Column("to po-\nsition 0", "leaders/mean_heads/sink"),
     _Column("soft-\nness", "leaders/mean_heads/softness"),
+    _Column("active\nfactors", "factors/l0", _length),
+    _Column("signal\nto noise", "factors/snr", _length),
 )
 
 

@@ -75,6 +75,13 @@ class Frame:
         shown = [key[1:3] for key in self.resolved if key[0] == stream]
         return shown[-1] if shown else None
 
+    def carry_of(self, statistic: str) -> dict[Any, Any]:
+        """What one statistic leaves from site to site."""
+        carry = self.carry.get(statistic)
+        if carry is None:
+            carry = self.carry[statistic] = {}
+        return carry
+
     def tokens_of_heads(self, tokens: Tokens, heads: int) -> Tokens:
         """The tokens of the rows of several heads; the same for all sites."""
         key = id(tokens), heads
@@ -102,7 +109,7 @@ class Frame:
     def read(self, tensor: Tensor, reductions: Reduced) -> None:
         """Remember what is known of a hidden state until the next one is read."""
         self.latest, self.latest_reductions = tensor, reductions
-        self.latest_version = version_of(tensor)
+        self.latest_version = 0 if tensor.is_inference() else tensor._version
 
 
 def version_of(tensor: Tensor) -> int:

@@ -307,7 +307,7 @@ def step_gain(step: float | Tensor, like: Tensor) -> Tensor | float:
     if not isinstance(step, Tensor):
         if not (step > 0 and math.isfinite(step)):
             raise ValueError(f"step={step:g}: a positive number, or a matrix (d, d), is needed")
-        return step / (1 + step)
+        return float(step / (1 + step))
     step = step.to(like)
     if step.ndim == 0:
         gain: Tensor = step / (1 + step)
@@ -322,7 +322,8 @@ def step_gain(step: float | Tensor, like: Tensor) -> Tensor | float:
     solved, failed = torch.linalg.solve_ex(eye + step, step)
     if bool(failed) or not bool(solved.isfinite().all()):
         raise ValueError("step: I + V has no inverse; no eigenvalue of V may be -1")
-    return solved
+    found: Tensor = solved
+    return found
 
 
 def form_norm(states: Tensor, form: Tensor | None = None) -> Tensor:

@@ -48,7 +48,7 @@ class DepthLeaders(NamedTuple):
     """(..., n) int64 the first layer at which, -1 of tokens that never are"""
 
     @property
-    def count(self) -> Tensor:
+    def counts(self) -> Tensor:
         """(K + 1, ...) how many there are by then."""
         return self.leaders.sum(-1)
 

@@ -48,7 +48,7 @@ class LimitingPolytope(NamedTuple):
 class NearestLimit(NamedTuple):
     """Which limit each token is nearest to."""
 
-    index: Tensor
+    nearest: Tensor
     """(..., n) int64, below L a vertex, from L on a point on a face"""
     distance: Tensor
     """(..., n) to it, in the norm of A"""
@@ -134,7 +134,7 @@ def nearest_limit(
     Example:
         >>> square = limiting_polytope(torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]))
         >>> nearest_limit(torch.tensor([[1.0, 1.0], [0.9, 0.0]]), square)
-        NearestLimit(index=tensor([0, 7]), distance=tensor([0.0000, 0.1000]))
+        NearestLimit(nearest=tensor([0, 7]), distance=tensor([0.0000, 0.1000]))
     """
     apart = form_norm(states[..., None, :] - polytope.limits.to(states), form)
     found = apart.min(-1)

@@ -275,7 +275,7 @@ class HardmaxClassifier(nn.Module):
             ValueError: as the forward, or the step is not positive.
         """
         words = self._words(input_ids, attention_mask)
-        alpha, layers = self.alpha, self.config.num_hidden_layers
+        alpha, layers = self.alpha.detach(), self.config.num_hidden_layers
         if not float(alpha) > 0:
             raise ValueError(
                 f"the model has learned a step of {float(alpha):g}; hardmax attention needs a "

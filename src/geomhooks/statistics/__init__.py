@@ -4,6 +4,8 @@ from geomhooks.statistics.attention import Attention
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.components import Components
 from geomhooks.statistics.covariance import Covariance
+from geomhooks.statistics.factor_learning import FactorLearning
+from geomhooks.statistics.factors import Factors
 from geomhooks.statistics.feed_forward_fit import FeedForwardFit
 from geomhooks.statistics.group_means import GroupMeans
 from geomhooks.statistics.leaders import Leaders
@@ -19,6 +21,8 @@ __all__ = [
     "Attention",
     "Components",
     "Covariance",
+    "FactorLearning",
+    "Factors",
     "FeedForwardFit",
     "GroupMeans",
     "Leaders",
@@ -46,6 +50,8 @@ REGISTRY: dict[str, type[Statistic]] = {
         Attention,
         Components,
         FeedForwardFit,
+        FactorLearning,
+        Factors,
         Leaders,
     )
 }

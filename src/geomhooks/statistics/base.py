@@ -223,6 +223,25 @@ class Statistic(ABC):
         """
         return None
 
+    def only_notes(self, site: Site) -> bool:
+        """Whether :meth:`update` at a site does no more than :meth:`note` with the reductions.
+
+        Then ``note`` may be called in its place, which saves making the reading.
+        """
+        return False
+
+    def note(
+        self,
+        state: Mapping[str, Any],
+        site: Site,
+        tokens: Tokens,
+        reductions: Reduced,
+        shift: Tensor,
+        carry: dict[Any, Any],
+    ) -> None:
+        """Put reductions down in the carry, for :meth:`finish`; no tensor is worked on here."""
+        raise NotImplementedError
+
     def takes(self, plans: Mapping[str, Any]) -> bool:
         """Whether it looks at a forward at all; where not, ``update`` is not called.
 
