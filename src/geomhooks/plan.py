@@ -88,6 +88,12 @@ class SitePlan:
         return any(sublayer.kind == "cross_attention" for b in blocks for sublayer in b.sublayers)
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens the embeddings of the stack around it have rows for."""
+        embeddings = None if self.around is None else self.around.embeddings
+        return 0 if embeddings is None or embeddings.tokens is None else len(embeddings.tokens)
+
+    @property
     def embedding_norm(self) -> nn.Module | None:
         """The norm of embeddings whose input is looked at for the first block's."""
         embeddings = None if self.around is None else self.around.embeddings
@@ -270,6 +276,7 @@ class Plan:
             sublayers,
             site.depth,
             site.reads_source,
+            site.vocabulary,
         )
         own = {s.name: s.accumulators(info) for s in site.statistics if s.scope == "site"}
         streams = self.state.streams

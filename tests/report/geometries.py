@@ -60,6 +60,15 @@ def attention() -> gh.Geometry:
 
 
 @cache
+def leaders_and_factors() -> gh.Geometry:
+    model, texts = model_and_texts()
+    factors = gh.Factors(torch.eye(WIDTH), penalty=0.05, top=3, window=2)
+    with torch.no_grad(), gh.watch(model, statistics=[gh.Leaders(), factors]) as watch:
+        model(texts)
+    return watch.geometry()
+
+
+@cache
 def history() -> gh.History:
     """Three steps of a model whose states grow."""
     model = nn.Sequential(nn.Identity())

@@ -26,6 +26,7 @@ from tests.report.geometries import (
     everything,
     history,
     hostile,
+    leaders_and_factors,
     model_and_texts,
 )
 
@@ -197,6 +198,34 @@ def test_attention() -> None:
         same(curve.y, spectra.values[head].cumsum(0) / spectra.values[head].sum())
 
 
+def test_leaders() -> None:
+    geometry = leaders_and_factors()
+    for of in ("leader_share", "basins"):
+        heads, mean = figures.leaders_by_layer(geometry, of).data  # type: ignore[arg-type]
+        expected = geometry.stack(f"leaders.without_first.{of}.mean")
+        same(heads.y, expected.flatten())
+        same(mean.y, expected.mean(1))
+        assert heads.x[:HEADS] == (0,) * HEADS
+    with pytest.raises(FigureError, match="of='x': 'leader_share', "):
+        figures.leaders_by_layer(geometry, "x")  # type: ignore[arg-type]
+
+
+def test_factors() -> None:
+    geometry = leaders_and_factors()
+    importance = geometry.stack("factors.importance")
+    curves = figures.factor_importance(geometry, words=lambda token: f"<{token}>", most=4).data
+    assert len(curves) == 4
+    for curve in curves:
+        factor = int(curve.name.split()[1])
+        same(curve.y, importance[:, factor])
+        site = geometry.sites[-1]
+        token = int(geometry[site].factors.top.token_id[factor, 0])
+        assert curve.hovertext[-1].startswith(f"{site}: ")
+        assert f"<b>&lt;{token}&gt;</b>" in curve.hovertext[-1] or token < 0
+    with pytest.raises(FigureError, match="factor 99: there are 16, from 0 to 15"):
+        figures.factor_importance(geometry, factors=[99])
+
+
 def test_training() -> None:
     kept = history()
     (curve,) = figures.scalar_over_training(kept, "sphere/norm/mean").data
@@ -239,6 +268,8 @@ NEEDS: dict[Callable[..., Any], str] = {
     figures.next_word_pull: "gh.NextWord()",
     figures.component_importance: "gh.Components()",
     figures.query_key_shares: "gh.Attention(geometry_with_pos_ctx)",
+    figures.leaders_by_layer: "gh.Leaders()",
+    figures.factor_importance: "gh.Factors(dictionary)",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``geomhooks demo``, ``measure``, ``merge``, ``compare``, ``report``."""
+"""The command line: ``geomhooks demo``, ``measure``, ``report``, ``compare`` and others."""
 
 from __future__ import annotations
 

@@ -408,6 +408,7 @@ def describe(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> No
         reading.taps["gain"], reading.taps["bias"] = site.norm.affine(reading.taps["out"])
     if site.block is not None and any("query_key" in s.uses for s, _ in parts):
         reading.query_key = site.block.query_key(reading.tokens.positions)
+        reading.block = site.block.latest
     if site.lens is not None and any("logit_lens" in s.uses for s, _ in parts):
         reading.lens = site.lens.now()
     if site.lens is not None and any("head" in s.uses for s, _ in parts):

@@ -169,7 +169,10 @@ def _title(geometry: Geometry) -> str:
     settings = geometry.notes.get("settings")
     told = settings.get("model") if isinstance(settings, Mapping) else None
     named = Path(str(told or name)).name
-    return f"{kind} {named} ({size}" if size.endswith("parameters)") else geometry.measured_on
+    number, _, unit = size.partition(" ")
+    if unit != "parameters)" or not number.isdecimal():
+        return geometry.measured_on
+    return f"{kind} {named} ({int(number):,} {unit}"
 
 
 def _read(measured: Geometry | History, geometry: Geometry | None) -> str:
@@ -238,6 +241,9 @@ def _of_geometry(
         "Parts of the model": [
             entry(figures.component_importance, "What states are made of"),
             entry(figures.query_key_shares, "What attention looks at"),
+            entry(figures.leaders_by_layer, "Tokens that lead"),
+            entry(figures.leaders_by_layer, "Where tokens end", "basins_by_layer", of="basins"),
+            entry(figures.factor_importance, "Factors of a dictionary", words=words),
         ],
     }
 

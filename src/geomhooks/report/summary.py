@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -90,10 +90,10 @@ def _in_short(geometry: Geometry) -> Iterator[Finding]:
     pos = _scalars(geometry, "pos_ctx.shares.pos")
     ctx = _scalars(geometry, "pos_ctx.shares.ctx")
     sites = [site for site in pos if site in ctx]
-    if len(sites) < 2:
+    if len(sites) < 3:
         return
     text = " ".join(
-        f"{name} lives mostly {_where(sites, shares)}."
+        f"{name} is {_where([shares[site] for site in sites])}."
         for name, shares in (("Position", pos), ("Context", ctx))
     )
     ranks = _scalars(geometry, "pos_ctx.stable_rank")
@@ -101,30 +101,31 @@ def _in_short(geometry: Geometry) -> Iterator[Finding]:
     if all(site in ranks and site in overlap for site in sites):
         width = geometry[sites[0]].pos_ctx.mean.shape[-1]
         text += (
-            f" Positions use {min(ranks.values()):.1f} to {max(ranks.values()):.1f} of {width} "
-            "directions (stable rank), at a mean |cosine| of "
-            f"{min(overlap.values()):.2f} to {max(overlap.values()):.2f} with contexts, where 0 is "
-            "orthogonal."
+            f" Positions live in {min(ranks.values()):.1f} to {max(ranks.values()):.1f} of {width} "
+            "directions (stable rank), and lie to contexts at a mean |cosine| of "
+            f"{min(overlap.values()):.2f} to {max(overlap.values()):.2f}, where 0 is orthogonal."
         )
     yield Finding("in short", text, "variance_shares")
 
 
-def _where(sites: list[str], shares: Mapping[str, float]) -> str:
-    """In which third of the depth a share is large, and by how much."""
-    third = -(-len(sites) // 3)
+def _where(shares: Sequence[float]) -> str:
+    """In which third of the depth a share is large, and by how much.
+
+    Example:
+        >>> _where([0.3, 0.3, 0.31])
+        'about as strong at all depths: the thirds have 30 %, 30 %, 31 % of the variance'
+    """
+    third = len(shares) // 3
     parts = {
-        "in the first third of the layers": sites[:third],
-        "in the middle": sites[third:-third],
-        "in the last third of the layers": sites[-third:],
+        "strongest in the first third of the layers": shares[:third],
+        "strongest in the middle of the layers": shares[third:-third],
+        "strongest in the last third of the layers": shares[-third:],
     }
-    means = {
-        name: sum(shares[site] for site in some) / len(some) for name, some in parts.items() if some
-    }
+    means = {name: sum(some) / len(some) for name, some in parts.items()}
     most, least = _extremes(means)
-    if means[most] < EVEN * means[least]:
-        return f"at all depths alike ({_percent(sum(shares[s] for s in sites) / len(sites))})"
-    values = ", ".join(_percent(value) for value in means.values())
-    return f"{most} (mean shares of the thirds: {values})"
+    where = most if means[most] > EVEN * means[least] else "about as strong at all depths"
+    values = ", ".join(map(_percent, means.values()))
+    return f"{where}: the thirds have {values} of the variance"
 
 
 def _parts(geometry: Geometry) -> Iterator[Finding]:

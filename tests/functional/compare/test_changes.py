@@ -130,3 +130,34 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             change_agreement(numbers, numbers, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("coefficient", ["spearman", "pearson"])
+@pytest.mark.parametrize("differences", [0, 1, 2])
+def test_curves_and_their_differences(coefficient: str, differences: int) -> None:
+    first, second = walk(0, 25), walk(1, 25) + 0.5 * walk(0, 25)
+    found = curve_agreement(first, second, coefficient=coefficient, differences=differences)
+    sides = [np.diff(side.numpy(), differences) for side in (first, second)]
+    expected = getattr(stats, f"{coefficient}r")(*sides).statistic
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    assert found.number == 25 - differences
+    assert found.interval.low <= found.value <= found.interval.high
+
+
+def test_of_curves_with_one_trend_differences_tell_which_belong_together() -> None:
+    trend = torch.linspace(0, 30, 80).double()
+    shared, own, other = (walk(seed, 80).diff() for seed in (5, 6, 7))
+    one, coupled, free = (trend[1:] + part for part in (shared, shared + 0.5 * own, other))
+    assert curve_agreement(one, free, draws=2).value > 0.9
+    found = [curve_agreement(one, side, differences=1, draws=200) for side in (coupled, free)]
+    assert found[0].interval.low > 0.6
+    assert found[1].interval.low < 0.1
+
+
+def test_what_curves_are_refused() -> None:
+    with pytest.raises(ValueError, match="coefficient='kendall'"):
+        curve_agreement(walk(0), walk(1), coefficient="kendall")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="differences=3: 0 to 2 can be taken of 5 checkpoints"):
+        curve_agreement(walk(0, 5), walk(1, 5), differences=3)
+    flat = curve_agreement(torch.full((9,), 0.1), walk(0, 9), coefficient="pearson", draws=2)
+    assert np.isnan(flat.value)

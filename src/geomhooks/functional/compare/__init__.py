@@ -1,9 +1,10 @@
 """What runs agree on, each number with a confidence interval or a p-value.
 
-Single numbers are floats here, not tensors. Some functions need SciPy or dtaidistance:
-``pip install 'geomhooks[compare]'``.
+Single numbers are floats here, not tensors. Some functions need SciPy, dtaidistance or
+statsmodels: ``pip install 'geomhooks[compare]'``.
 """
 
+from geomhooks.functional.compare.causality import GrangerTest, granger_test, holm
 from geomhooks.functional.compare.changes import (
     ChangeAgreement,
     change_agreement,
@@ -20,6 +21,12 @@ from geomhooks.functional.compare.representations import (
     procrustes_distance,
 )
 from geomhooks.functional.compare.resampling import Interval
+from geomhooks.functional.compare.stationarity import (
+    Settled,
+    Stationarity,
+    settled,
+    stationarity,
+)
 from geomhooks.functional.compare.subspaces import (
     SubspaceAngles,
     pos_subspace_angles,
@@ -36,21 +43,28 @@ __all__ = [
     "Alikeness",
     "ChangeAgreement",
     "ConditionTest",
+    "GrangerTest",
     "Interval",
     "MatchedRows",
     "RankAgreement",
     "SentenceOverlap",
+    "Settled",
+    "Stationarity",
     "SubspaceAngles",
     "change_agreement",
     "cka",
     "condition_test",
     "curve_agreement",
+    "granger_test",
+    "holm",
     "match_rows",
     "pos_subspace_angles",
     "principal_angles",
     "procrustes_distance",
     "rank_agreement",
     "sentence_overlap",
+    "settled",
+    "stationarity",
     "subspace_angles",
     "warping_distance",
     "warping_distances",

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from geomhooks.functional.compare.ranks import places, spearman
+from geomhooks.functional.compare.ranks import pearson, places, spearman
 from geomhooks.functional.compare.resampling import Interval, percentile_interval
 from geomhooks.functional.compare.warping import z_normalise
 
@@ -30,12 +30,12 @@ __all__ = ["ChangeAgreement", "change_agreement", "curve_agreement"]
 
 
 class ChangeAgreement(NamedTuple):
-    """Spearman's correlation over checkpoints or over pairs of them."""
+    """A correlation over checkpoints or over pairs of them."""
 
     value: float
     interval: Interval
     number: int
-    """of checkpoints, or of pairs, that were correlated"""
+    """of checkpoints, of their differences, or of pairs, that were correlated"""
 
 
 def change_agreement(
@@ -110,18 +110,23 @@ def curve_agreement(
     first: Tensor,
     second: Tensor,
     *,
+    coefficient: Literal["spearman", "pearson"] = "spearman",
+    differences: int = 0,
     block: int | None = None,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
 ) -> ChangeAgreement:
-    """Spearman's correlation of two curves at the same checkpoints.
+    """Correlation of two curves at the same checkpoints.
 
     Such as one number of two runs, or of free and of forced decoding of one run.
 
     Args:
         first: (S,) a number at each checkpoint.
         second: (S,).
+        coefficient: Spearman's, or Pearson's.
+        differences: how many times to take the change from one checkpoint to the next of both
+            before, so that a trend that both have is out of the way.
         block: as :func:`change_agreement`.
         level: of the interval.
         draws: of the bootstrap.
@@ -131,20 +136,37 @@ def curve_agreement(
         NaN where one of the curves is flat.
 
     Raises:
-        ValueError: as :func:`change_agreement`.
+        ValueError: as :func:`change_agreement`, or too few checkpoints for so many differences.
 
     Example:
-        >>> curve_agreement(torch.arange(9.0), torch.arange(9.0).exp()).value
+        >>> steps = torch.arange(9.0)
+        >>> curve_agreement(steps, steps.exp()).value
         1.0
+        >>> round(curve_agreement(steps, steps.exp(), coefficient="pearson").value, 2)
+        0.74
+        >>> curve_agreement(steps, steps.exp(), differences=1).value
+        nan
     """
+    if coefficient not in ("spearman", "pearson"):
+        raise ValueError(f'coefficient={coefficient!r}: "spearman" or "pearson" is needed')
     number = _checkpoints(first, second, ("first", "second"))
     if first.ndim != 1:
         raise ValueError(f"first: shape (S,) is needed, found {tuple(first.shape)}")
-    order = [places(side.detach().to("cpu", torch.float64).numpy()) for side in (first, second)]
+    if not 0 <= differences <= number - 3:
+        raise ValueError(
+            f"differences={differences}: 0 to {number - 3} can be taken of {number} checkpoints"
+        )
+    sides = [
+        np.diff(side.detach().to("cpu", torch.float64).numpy(), differences)
+        for side in (first, second)
+    ]
+    order = sides if coefficient == "pearson" else [places(side) for side in sides]
+    correlate = pearson if coefficient == "pearson" else spearman
 
     def correlation(times: np.ndarray) -> float:
-        return spearman(order[0], order[1], times)
+        return correlate(order[0], order[1], times)
 
+    number -= differences
     return ChangeAgreement(*_with_interval(correlation, number, block, level, draws, seed), number)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["places", "spearman"]
+__all__ = ["pearson", "places", "spearman"]
 
 
 def places(values: np.ndarray) -> np.ndarray:
@@ -38,6 +38,36 @@ def spearman(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> floa
     if min(squares) <= 1e-9 * max(1.0, total):  # ranks are whole or half, so this is zero
         return float("nan")
     found = (weights * one) @ other / np.sqrt(squares[0] * squares[1])
+    return float(np.clip(found, -1, 1))
+
+
+def pearson(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> float:
+    """Pearson's correlation of entries that each stand so many times.
+
+    Args:
+        first: (n,) numbers.
+        second: (n,).
+        weights: (n,) how many times each entry stands.
+
+    Returns:
+        NaN where one side does not vary.
+
+    Example:
+        >>> x, y = np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 5.0])
+        >>> round(pearson(x, y, np.ones(3)), 6), round(pearson(x, y, np.array([1, 1, 0])), 6)
+        (0.944911, 1.0)
+    """
+    total = weights.sum()
+    centred, squares = [], []
+    for side in (first, second):
+        rest = side - (weights @ side) / total
+        square = float((weights * rest) @ rest)
+        # What rounding leaves of a constant.
+        if square <= total * (1e-12 * np.abs(side).max()) ** 2:
+            return float("nan")
+        centred.append(rest)
+        squares.append(square)
+    found = (weights * centred[0]) @ centred[1] / np.sqrt(squares[0] * squares[1])
     return float(np.clip(found, -1, 1))
 
 

@@ -11,6 +11,8 @@ from geomhooks.report.figures.attention import (
     singular_value_coverage,
 )
 from geomhooks.report.figures.components import component_importance
+from geomhooks.report.figures.factors import factor_importance
+from geomhooks.report.figures.leaders import leaders_by_layer
 from geomhooks.report.figures.position import (
     position_context_gram,
     position_fourier,
@@ -32,6 +34,8 @@ __all__ = [
     "Words",
     "component_importance",
     "directions_by_layer",
+    "factor_importance",
+    "leaders_by_layer",
     "length_by_layer",
     "length_by_position",
     "next_word_pull",

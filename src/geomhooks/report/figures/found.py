@@ -24,6 +24,8 @@ WATCH: Mapping[str, str] = {
     "components": "gh.Components()",
     "attention": "gh.Attention(geometry_with_pos_ctx)",
     "covariance": "gh.Covariance()",
+    "leaders": "gh.Leaders()",
+    "factors": "gh.Factors(dictionary)",
 }
 SINGLE = 256  # numbers; arrays of more are kept in single precision
 

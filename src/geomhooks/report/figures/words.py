@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from geomhooks.snapshot import Geometry
 
-__all__ = ["Words", "next_word_pull", "word_paths"]
+__all__ = ["Words", "next_word_pull", "word", "word_paths"]
 
 Words = Mapping[int, str] | Callable[[int], str]
 MOLINA = (
@@ -106,7 +106,7 @@ def word_paths(
     layers = [label(name) for name in short_names(list(found))]
     for number, row in enumerate(at):
         place = int(known[row])
-        name = f"{place}: {_word(words, int(ids[place]))}"
+        name = f"{place}: {word(words, int(ids[place]))}"
         colour = RUNS[number % len(RUNS)]
         columns = [numbers(column) for column in scores[:, row].T]
         common: dict[str, Any] = {
@@ -136,7 +136,7 @@ def word_paths(
     return figure.update_layout(showlegend=False)
 
 
-def _word(words: Words | None, token: int) -> str:
+def word(words: Words | None, token: int) -> str:
     """Of a token id, ready to be shown."""
     if words is None or token < 0:
         return f"token {token}"
