@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from selenium.webdriver.common.action_chains import ActionChains
+from torch import nn
 
 import geomhooks as gh
 from geomhooks.cli.commands import run as command
 from geomhooks.errors import FigureError, MissingExtraError
 from geomhooks.report import report_page, write_report
 from geomhooks.report.summary import find_outstanding
+from tests.cli.conftest import save_tokenizer
 from tests.report.browser import Browser, browser
-from tests.report.geometries import SCRIPT, everything, history, hostile
+from tests.report.geometries import LENGTH, SCRIPT, everything, history, hostile
 
 STATE = "document.querySelector(`.figure[data-name='${arguments[0]}']`).dataset.state"
 SHOWN = """(() => {
@@ -139,6 +142,19 @@ def test_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["report", str(tmp_path / "history.safetensors"), "-o", "/proc/no/x.html"]) == 5
 
 
+def test_words_of_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "geometry.safetensors", tmp_path / "report.html"
+    everything().save(file)
+    save_tokenizer(tmp_path / "tokenizer", special=False)
+    arguments = ["report", str(file), "-o", str(out), "--title", "A & B", "--words"]
+    assert command([*arguments, str(tmp_path / "tokenizer")]) == 0
+    token = int(everything().stack("trajectories.token_ids")[0, 0, -1])
+    assert f'"{LENGTH - 1}: word{token - 1}"' in out.read_text()
+    assert "<title>A &amp; B" in out.read_text()
+    assert command([*arguments, str(tmp_path / "none")]) == 2
+    assert "--words" in capsys.readouterr().err
+
+
 def test_what_stands_out_is_computed() -> None:
     geometry = everything()
     found = {finding.subject: finding.text for finding in find_outstanding(geometry)}
@@ -152,6 +168,22 @@ def test_what_stands_out_is_computed() -> None:
         "sphere.without_first.norm.mean"
     )
     assert f"{float(ratio.max()):.1f} times as long" in found["first token"]
+
+
+def test_what_the_data_do_not_determine_is_said() -> None:
+    """Two contexts that have no position in common."""
+    model = nn.Sequential(nn.Identity())
+    positions = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    with (
+        gh.watch(model, sites="0", statistics=[gh.PosCtx(positions=6), gh.Sphere()]) as watch,
+        watch.tokens(positions=positions),
+    ):
+        model(torch.randn(2, 3, 4))
+    geometry = watch.geometry()
+    page = report_page(geometry)
+    assert "No figure: shares: the two-way fit is not identified" in page
+    assert 'data-name="length_by_layer"' in page
+    assert "<td><code>0</code></td>" in geometry._repr_html_()
 
 
 def test_what_cannot_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,8 +101,8 @@ def _in_short(geometry: Geometry) -> Iterator[Finding]:
     if all(site in ranks and site in overlap for site in sites):
         width = geometry[sites[0]].pos_ctx.mean.shape[-1]
         text += (
-            f" Positions live in {min(ranks.values()):.1f} to {max(ranks.values()):.1f} of {width} "
-            "directions (stable rank), and lie to contexts at a mean |cosine| of "
+            f" Positions use {min(ranks.values()):.1f} to {max(ranks.values()):.1f} of {width} "
+            "directions (stable rank), whose mean |cosine| with contexts is "
             f"{min(overlap.values()):.2f} to {max(overlap.values()):.2f}, where 0 is orthogonal."
         )
     yield Finding("in short", text, "variance_shares")

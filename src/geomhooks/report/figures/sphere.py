@@ -86,13 +86,12 @@ def length_by_position(geometry: Geometry, of: Length = "norm", positions: int =
     )
     title = "Norm" if of == "norm" else "Radius"
     figure = new_figure(f"{title} by position and site", "position", "", about, height=480)
-    sites = [label(site) for site in found]
     figure.add_trace(
         graph_objects().Heatmap(
             x=at,
             z=logarithms.astype(np.float32),
             customdata=table.astype(np.float32),
-            text=[[site] for site in sites],
+            y=[label(site) for site in found],
             colorscale=SEQUENTIAL,
             colorbar={
                 "title": {"text": title.lower()},
@@ -100,11 +99,11 @@ def length_by_position(geometry: Geometry, of: Length = "norm", positions: int =
                 "ticktext": [f"{10**tick:.3g}" for tick in ticks],
                 "thickness": 14,
             },
-            hovertemplate=f"position %{{x}}, site number %{{y}}<br>{title.lower()} "
+            hovertemplate=f"position %{{x}}, %{{y}}<br>{title.lower()} "
             "%{customdata:.4g}<extra></extra>",
         )
     )
-    figure.update_yaxes(layer_axis(list(found)))
+    figure.update_yaxes(layer_axis(list(found), "site, in forward order"), type="category")
     return figure
 
 

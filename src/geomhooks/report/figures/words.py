@@ -131,7 +131,8 @@ def word_paths(
         figure.update_yaxes(scaleanchor="x", scaleratio=1)
     else:
         figure.update_layout(
-            scene={f"{axis}axis": {"title": {"text": "rad"}} for axis in "xyz"},
+            scene={f"{axis}axis": {"title": {"text": "rad"}} for axis in "xyz"}
+            | {"camera": {"eye": {"x": 1.6, "y": 1.6, "z": 1.0}}},
         )
     return figure.update_layout(showlegend=False)
 

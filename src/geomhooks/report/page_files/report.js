@@ -86,7 +86,7 @@
       if (z && Array.isArray(z[0])) {
         const shown = unpack(trace.customdata) ?? z;
         shown.forEach((row, i) => row.forEach((value, j) => {
-          rows.push([title, x ? x[j] : j, y ? y[i] : i, value, trace.text ? trace.text[i] : ""]);
+          rows.push([title, x ? x[j] : j, y ? y[i] : i, value, ""]);
         }));
         return;
       }
