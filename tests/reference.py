@@ -842,3 +842,57 @@ def trajectories(seen: Observations, words: np.ndarray, lens: Lens, length: int)
         "contexts": exact(contexts),
         "count": exact((ids >= 0).sum()),
     }
+
+
+def factors(
+    seen: Observations, words: np.ndarray, codes: np.ndarray, decoded: np.ndarray, **how: int
+) -> Numbers:
+    """What Factors reports of tokens with ids `words` (N,), codes (N, F) and states made of these.
+
+    `how` has top, window, and one_per_text. The tokens of a context come one after the other, and
+    a window has those whose positions are next to each other without a gap.
+    """
+    count, number = codes.shape
+    top, window = how["top"], how["window"]
+    at = {(c, p): w for c, p, w in zip(seen.contexts, seen.positions, words, strict=True)}
+    shape = number, top
+    listed = {
+        "activation": np.full(shape, np.nan),
+        "context": np.full(shape, -1),
+        "position": np.full(shape, -1),
+        "token_id": np.full(shape, -1),
+        "window": np.full((*shape, 2 * window + 1), -1),
+    }
+    for factor in range(number):
+        active = [token for token in range(count) if codes[token, factor] > 0]
+        active.sort(key=lambda n: (-codes[n, factor], seen.contexts[n], seen.positions[n]))
+        if how["one_per_text"]:
+            first = dict.fromkeys(seen.contexts[active].tolist())
+            active = [next(n for n in active if seen.contexts[n] == context) for context in first]
+        for place, token in enumerate(active[:top]):
+            context, position = seen.contexts[token], seen.positions[token]
+            listed["activation"][factor, place] = codes[token, factor]
+            listed["context"][factor, place] = context
+            listed["position"][factor, place] = position
+            listed["token_id"][factor, place] = words[token]
+            listed["window"][factor, place] = [
+                at.get((context, position + step), -1) for step in range(-window, window + 1)
+            ]
+    largest = -np.sort(-codes, axis=0)[:top]
+    active = codes > 0
+    energy, left = (seen.states**2).sum(), ((seen.states - decoded) ** 2).sum()
+    together = active.astype(float).T @ active
+    return {
+        "firing_rate": plain(active.mean(0)),
+        "mean": plain(codes.mean(0)),
+        "mean_square": plain((codes**2).mean(0)),
+        "importance": plain(largest.mean(0)),
+        "l0": plain(active.sum(1).mean()),
+        "inactive": exact((~active.any(0)).sum()),
+        "snr": plain(energy / left),
+        "count": exact(count),
+        "not_finite": exact(0),
+        "coactivation": exact(together),
+        **{f"top.{name}": exact(values) for name, values in listed.items()},
+        "top.activation": plain(listed["activation"], FLOAT32),
+    }

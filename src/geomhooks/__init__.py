@@ -8,10 +8,11 @@
 ['0@in', '0', '1']
 """
 
-from geomhooks import errors, functional, statistics
+from geomhooks import errors, functional, models, statistics
 from geomhooks.accumulators import Accumulator, Max, Min, Moments, Sum
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.table import Table
+from geomhooks.dictionaries import FactorDictionary, load_dictionary, save_dictionary
 from geomhooks.errors import GeomhooksError
 from geomhooks.history import History
 from geomhooks.snapshot import Geometry, load, merge
@@ -19,8 +20,11 @@ from geomhooks.statistics import (
     Attention,
     Components,
     Covariance,
+    FactorLearning,
+    Factors,
     FeedForwardFit,
     GroupMeans,
+    Leaders,
     NextWord,
     PosCtx,
     Sphere,
@@ -36,11 +40,15 @@ __all__ = [
     "Attention",
     "Components",
     "Covariance",
+    "FactorDictionary",
+    "FactorLearning",
+    "Factors",
     "FeedForwardFit",
     "Geometry",
     "GeomhooksError",
     "GroupMeans",
     "History",
+    "Leaders",
     "Max",
     "Min",
     "Moments",
@@ -58,7 +66,10 @@ __all__ = [
     "errors",
     "functional",
     "load",
+    "load_dictionary",
     "merge",
+    "models",
+    "save_dictionary",
     "statistics",
     "watch",
 ]

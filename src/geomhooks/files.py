@@ -50,7 +50,11 @@ __all__ = [
 SCHEMA = 1
 KEY = "geomhooks"
 ROWS = "@rows"
-LOADERS = {"geometry": "gh.load", "history": "gh.History.load"}
+LOADERS = {
+    "geometry": "gh.load",
+    "history": "gh.History.load",
+    "dictionary": "gh.load_dictionary",
+}
 UPGRADE = "Upgrade geomhooks: pip install -U geomhooks"
 
 
@@ -318,6 +322,9 @@ def _opened(path: str | os.PathLike[str], what: str) -> Iterator[tuple[Any, dict
             metadata = file.metadata() or {}
             if KEY not in metadata:
                 raise FileFormatError(f"{name} is a safetensors file, but not geomhooks'")
-            yield file, json.loads(metadata[KEY])
+            document = json.loads(metadata[KEY])
+            if not isinstance(document, dict):
+                raise FileFormatError(f"{name}: its metadata are no JSON object")
+            yield file, document
     except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{name} is truncated or no {what} file: {error}") from error

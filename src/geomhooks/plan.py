@@ -53,6 +53,7 @@ class SitePlan:
     looks: list[Look] = field(default_factory=list)
     needs: frozenset[str] = frozenset()
     parts: Parts = field(default_factory=list)
+    has_anatomy: bool = False
     shortcut: Any = None
     _sums: TwoWay | None = None
     _chooses: bool = False
@@ -87,6 +88,12 @@ class SitePlan:
         return any(sublayer.kind == "cross_attention" for b in blocks for sublayer in b.sublayers)
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens the embeddings of the stack around it have rows for."""
+        embeddings = None if self.around is None else self.around.embeddings
+        return 0 if embeddings is None or embeddings.tokens is None else len(embeddings.tokens)
+
+    @property
     def embedding_norm(self) -> nn.Module | None:
         """The norm of embeddings whose input is looked at for the first block's."""
         embeddings = None if self.around is None else self.around.embeddings
@@ -110,6 +117,8 @@ class SitePlan:
         takers = [part for part in self.parts if "position_sum" in part[0].needs_at(site.site)]
         self._sums = takers[0][0].two_way(takers[0][1]) if len(takers) == 1 else None
         self.shortcut = None
+        known = self.norm, self.block, self.lens, self.around
+        self.has_anatomy = any(part is not None for part in known)
         self._chooses = any(type(s).takes is not Statistic.takes for s in self.statistics)
         self._multiplies = [part for part in self.parts if part[0].has_products]
 
@@ -267,6 +276,7 @@ class Plan:
             sublayers,
             site.depth,
             site.reads_source,
+            site.vocabulary,
         )
         own = {s.name: s.accumulators(info) for s in site.statistics if s.scope == "site"}
         streams = self.state.streams

@@ -19,7 +19,7 @@ from geomhooks.forwards.tokens import Tokens
 from geomhooks.native import load, usable
 from geomhooks.statistics.base import Site, Statistic
 
-__all__ = ["Shift", "SiteState", "State", "StreamState", "plain_value"]
+__all__ = ["Shift", "SiteState", "State", "StreamState", "plain_value", "refuse_merge"]
 
 
 class Shift(Accumulator):
@@ -234,8 +234,10 @@ class State:
         """Take in another shard, in place.
 
         Raises:
-            SchemaError: a shard is in both, or the states do not fit.
+            SchemaError: a shard is in both, or the states do not fit, or a statistic does not
+                merge.
         """
+        refuse_merge(self.statistics)
         twice = sorted(set(self.shards) & set(other.shards))
         if twice:
             raise SchemaError(
@@ -285,6 +287,21 @@ class State:
                     theirs = theirs.clone(delta.device)
                     theirs.rebase(delta, shared.get(follows or ""))
                 accumulator.merge(theirs, plans.get(follows or ""))
+
+
+def refuse_merge(statistics: Mapping[str, Statistic]) -> None:
+    """Raise if one of these does not obey the law of merging.
+
+    Raises:
+        SchemaError: naming it.
+    """
+    for name, statistic in statistics.items():
+        if "merge" not in statistic.laws:
+            raise SchemaError(
+                f"{name} does not merge: what it holds depends on the order in which its tokens "
+                "came, so that two of them are not one. Let one process see all of its text, or "
+                "give it a watch of its own, whose geometry is not merged"
+            )
 
 
 def _same(name: str, mine: Any, theirs: Any, what: str) -> None:

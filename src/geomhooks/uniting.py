@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from geomhooks.errors import SchemaError
-from geomhooks.state import State
+from geomhooks.state import State, refuse_merge
 from geomhooks.statistics import REGISTRY
 from geomhooks.statistics.base import Statistic
 
@@ -125,8 +125,12 @@ def unite(parts: Sequence[Part], word: str) -> Union:
         word: what to call a part in messages and names, such as "rank".
 
     Raises:
-        SchemaError: a shard is in two parts, or what they have in common differs.
+        SchemaError: a shard is in two parts, or what they have in common differs; or a statistic
+            does not merge.
     """
+    if len(parts) > 1:
+        for part in parts:
+            refuse_merge(part.statistics)
     compare = _Comparison(parts, word)
     compare.shards()
     compare.statistics()

@@ -19,6 +19,7 @@ from geomhooks.anatomy import (
     bias_words,
     embedding_distances,
     find_anatomy,
+    head_spectra,
     key_words,
     normed,
     ranked_words,
@@ -309,12 +310,18 @@ def test_tokenizers() -> None:
             Words.of(wrong)
     with pytest.raises(ValueError, match="none of 1 words is one token"):
         single_tokens(["w1 w2"], PAIR)
+    with pytest.raises(ValueError, match=r"a list of words is needed, such as \['w1'\]"):
+        single_tokens("w1", PAIR)
 
 
 def test_errors() -> None:
     model = make("gpt2")
     with pytest.raises(AnatomyError, match=r"no attention 'h\.9'"):
         key_words(model, PAIR, GIVEN, "h.9")
+    with pytest.raises(ValueError, match=r"'w99' is token 99, and the model's table has 60 rows"):
+        key_words(model, PAIR, ["w1", "w99"], 0)
+    with pytest.raises(TypeError, match=r"a BlockParts is no attention; find_anatomy\(model\)\.at"):
+        head_spectra(next(iter(find_anatomy(model).stacks.values())).blocks[0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="k=61 and block=8192: from 1 to the 60 rows"):
         key_words(model, PAIR, GIVEN, 0, k=61)
     with pytest.raises(ValueError, match="k=0: from 1 to the 60 words"):

@@ -40,12 +40,19 @@ def test_windows_are_pieces_of_their_labels_text(benchmarks: Path, tmp_path: Pat
 
 
 def test_the_brown_corpus_is_read_without_its_tags(benchmarks: Path, tmp_path: Path) -> None:
-    from corpora import labelled
+    from corpora import labelled, occurrences
 
     (tmp_path / "ca01").write_text("\n\n\tThe/at ``/`` and\\/or/cc jury/nn ''/'' ./.\n")
     (tmp_path / "cn07").write_text("He/pps ran/vbd\n")
     (tmp_path / "README").write_text("not/jj this/dt")
     assert labelled(str(tmp_path)) == [("a", 'The " and\\/or jury " .'), ("n", "He ran")]
+    (tmp_path / "cn08").write_text("``/`` Left/vbn-hl of/in left/jj ''/'' ./.\n\nleft/vbd\n")
+    sentence = ['"', "Left", "of", "left", '"', "."]
+    assert occurrences(tmp_path, "left") == [
+        (sentence, 1, "vbn"),
+        (sentence, 3, "jj"),
+        (["left"], 0, "vbd"),
+    ]
     with pytest.raises(SystemExit, match="no text of the Brown corpus"):
         labelled(str(tmp_path.parent / tmp_path.name / ".."))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import assume
 
 import geomhooks as gh
 from geomhooks.anatomy import (
@@ -23,6 +24,7 @@ from geomhooks.anatomy import (
     register,
 )
 from geomhooks.forwards.frames import unwrap_transforms
+from geomhooks.functional import random_directions
 from geomhooks.norms import NormModule
 from tests.conformance.harness import (
     GROUPS,
@@ -37,6 +39,7 @@ from tests.conformance.harness import (
     render,
     word_of,
 )
+from tests.leaders_reference import Layer, Options, Text, leaders
 from tests.models import Stack
 from tests.reference import (
     Lens,
@@ -46,6 +49,7 @@ from tests.reference import (
     components,
     covariance,
     exact,
+    factors,
     group_means,
     next_word,
     plain,
@@ -179,6 +183,19 @@ register(Family("Stack", describe, embeddings, final_norm))
 
 
 @cache
+def autoencoder() -> gh.functional.SparseAutoencoder:
+    """Factors that are one entry each, which rounds nothing, and one that is never active.
+
+    So rankings are exact, and states in half precision are active alike at many tokens.
+    """
+    encoder = torch.zeros(WIDTH, 6)
+    for factor, scale in enumerate((1.0, -1.0, 2.0, -0.5, 1.0)):
+        encoder[factor, factor] = scale
+    decoder = torch.from_numpy(np.random.default_rng(3).standard_normal((6, WIDTH)))
+    return gh.functional.SparseAutoencoder(encoder, decoder.float())
+
+
+@cache
 def known_geometry() -> gh.Geometry:
     """Some mean and pos of such blocks, not those of the contexts that are streamed."""
     contexts = plant(seed=5, ragged=False)
@@ -260,6 +277,54 @@ def components_of_blocks(dense: Dense) -> dict[str, Numbers]:
     return numbers
 
 
+def factors_of(dense: Dense, one_per_text: bool) -> dict[str, Numbers]:
+    coder, numbers = autoencoder(), {}
+    for site, seen in dense.items():
+        codes = np.maximum(seen.states @ coder.encoder.double().numpy(), 0)
+        decoded = codes @ coder.dictionary.double().numpy()
+        words = word_of(seen.contexts, seen.positions)
+        how = {"top": 4, "window": 2, "one_per_text": one_per_text}
+        numbers[site] = factors(seen, words, codes, decoded, **how)
+    return numbers
+
+
+DIRECTIONS = 8
+CLEAR = 1e-6  # of a comparison, whose outcome then does not depend on rounding
+
+
+def leaders_of_blocks(dense: Dense) -> dict[str, Numbers]:
+    """Of all sites, the first being what comes in."""
+    sites = list(dense)
+    texts = []
+    for context in np.unique(dense[sites[0]].contexts):
+        at = dense[sites[0]].contexts == context
+        positions = dense[sites[0]].positions[at]
+        layers = []
+        for index, (before, after) in enumerate(pairwise(sites)):
+            old, new = dense[before].states[at], dense[after].states[at]
+            lengths = np.linalg.norm([old, new], axis=-1)[:, None].repeat(HEADS, 1)
+            layers.append(Layer(head_scores(old, index), old, new, old, new, lengths))
+        words = word_of(np.full(len(positions), context), positions)
+        texts.append(Text(dense[sites[0]].states[at], layers, positions == 0, words))
+    directions = random_directions(DIRECTIONS, WIDTH).double().numpy()
+    numbers, margin = leaders(texts, Options(directions, VOCABULARY))
+    assume(margin > CLEAR)
+    return dict(zip(sites, numbers, strict=True))
+
+
+def head_scores(states: np.ndarray, index: int) -> np.ndarray:
+    """(H, T, T) of what blocks are said to have, with weights as float32 has them."""
+    weights = {name: w.astype(np.float32).astype(float) for name, w in head_weights(index).items()}
+    query, key = (
+        np.einsum("td,hdk->htk", states, weights[name]) + weights[f"{name}_bias"][:, None]
+        for name in ("query", "key")
+    )
+    scores = SCALE * query @ key.repeat(HEADS // KEY_HEADS, 0).swapaxes(1, 2)
+    past = np.tri(len(states), dtype=bool)
+    found: np.ndarray = np.where(past, scores, -np.inf)
+    return found
+
+
 def extent(dense: Dense) -> dict[str, Numbers]:
     norms = [np.linalg.norm(seen.states, axis=-1) for seen in dense.values()]
     return {
@@ -326,6 +391,12 @@ CASES = {
             lambda geometry, site: geometry[site].components,
         ),
         Case(
+            "leaders",
+            lambda: gh.Leaders(directions=DIRECTIONS),
+            leaders_of_blocks,
+            lambda geometry, site: geometry[site].leaders,
+        ),
+        Case(
             "sphere",
             gh.Sphere,
             lambda dense: dict(zip(dense, sphere(list(dense.values())), strict=True)),
@@ -350,6 +421,25 @@ CASES = {
             lambda geometry, site: geometry[site].trajectories,
         ),
         Case(
+            "factors",
+            lambda: gh.Factors(encoder=autoencoder(), top=4, window=2, coactivation="counts"),
+            lambda dense: factors_of(dense, one_per_text=False),
+            lambda geometry, site: geometry[site].factors,
+        ),
+        Case(
+            "factors of texts",
+            lambda: gh.Factors(
+                encoder=autoencoder(),
+                top=4,
+                window=2,
+                one_per_text=True,
+                coactivation="counts",
+                tokens_at_once=7,
+            ),
+            lambda dense: factors_of(dense, one_per_text=True),
+            lambda geometry, site: geometry[site].factors,
+        ),
+        Case(
             "largest_entry",
             LargestEntry,
             largest_entry,
@@ -369,5 +459,19 @@ CASES = {
             extent,
             lambda geometry, _: geometry.model[""].extent,
         ),
+    )
+}
+
+
+# What depends on the order of batches has no dense numbers: it goes through each way to run the
+# same forwards, and has to come out the same.
+ORDERED = {
+    "factor_learning": Case(
+        "factor_learning",
+        lambda: gh.FactorLearning(
+            12, 0.1, batch=10, waiting=20, updates_per_forward=2, iterations=20, revive=True
+        ),
+        lambda dense: {},
+        lambda geometry, _: geometry.model.factor_learning,
     )
 }

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from geomhooks.accumulators.second_moment import SecondMoment
+from geomhooks.functional.precision import precision_on
 from geomhooks.reductions import products
-from geomhooks.reductions.products import add_products, precision_on, split_factors
+from geomhooks.reductions.products import add_products, split_factors
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

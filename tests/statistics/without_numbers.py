@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -34,7 +36,10 @@ def update_on_meta(statistic: Statistic, *, packed: bool) -> dict[str, gh.Accumu
             freeze = partial(freeze_norm, gain=gain, bias=gain, eps=1e-5)
             lens = LogitLens(torch.zeros(11, 8), torch.zeros(11), freeze, 30.0)
             plans = {name: a.observe(tokens) for name, a in shared.items()}
-            reading = Reading(site, {"out": hidden}, tokens, None, gain, plans, {}, lens=lens)
+            kept = SimpleNamespace(keep=tokens.real)
+            carry: dict[Any, Any] = {}
+            reading = Reading(site, {"out": hidden}, tokens, kept, gain, plans, carry, lens=lens)
             assert statistic.takes(plans)
             statistic.update(state, reading)
+            statistic.finish(carry)
     return {**shared, **state}

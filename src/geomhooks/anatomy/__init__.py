@@ -13,6 +13,11 @@ from geomhooks.anatomy.additions import Addition, Written, add_up, additions_of
 from geomhooks.anatomy.describing import Around, Block, linear
 from geomhooks.anatomy.families import Anatomy, Family, Stack
 from geomhooks.anatomy.finding import families, find_anatomy, register
+from geomhooks.anatomy.hardmax_conditions import (
+    HardmaxFacts,
+    hardmax_facts,
+    reasons_against,
+)
 from geomhooks.anatomy.known.torch_layers import torch_family
 from geomhooks.anatomy.logits import SplitLogits, attention_parts
 from geomhooks.anatomy.origins import Origins
@@ -77,6 +82,7 @@ __all__ = [
     "BlockParts",
     "Embeddings",
     "Family",
+    "HardmaxFacts",
     "HeadSpectra",
     "HeadWords",
     "Heads",
@@ -106,6 +112,7 @@ __all__ = [
     "families",
     "find_anatomy",
     "freeze",
+    "hardmax_facts",
     "head_spectra",
     "key_words",
     "linear",
@@ -115,6 +122,7 @@ __all__ = [
     "query_key_of",
     "query_key_parts",
     "ranked_words",
+    "reasons_against",
     "register",
     "single_tokens",
     "singular_words",

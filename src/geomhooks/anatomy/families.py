@@ -32,6 +32,8 @@ class Family:
         transform: of such a head, finds in the model what comes before the projection, a function
             of the last hidden states.
         blocks: classes of blocks by which a model is known that does not say its family itself.
+        reads_values: the description has numbers made of parameters, such as a learned scale, so
+            that a block whose parameters have changed is described anew.
 
     Example:
         Most families are described by the names of their modules:
@@ -68,6 +70,7 @@ class Family:
     head: Callable[[nn.Module, Linear], Linear | None] | None = None
     transform: Callable[[nn.Module], Callable[[Tensor], Tensor]] | None = None
     blocks: tuple[type[nn.Module], ...] = ()
+    reads_values: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,15 @@ class LiveBlock:
 
     def __init__(self, family: Family, block: Block) -> None:
         self._family, self._block = family, block
-        self._seen = places_of(block.module.parameters())
+        self._seen = self._places()
         self.latest = described(family, block)
 
     def now(self) -> BlockParts:
-        """Its parts; described anew where its parameters are elsewhere than when it last was."""
-        places = places_of(self._block.module.parameters())
+        """Its parts; described anew where its parameters are elsewhere than when it last was.
+
+        Where the family reads values, also where they have changed.
+        """
+        places = self._places()
         if places != self._seen:
             self.latest, self._seen = described(self._family, self._block), places
         return self.latest
@@ -53,6 +56,12 @@ class LiveBlock:
         """What its sublayers add to (B, T, d), from what was seen of each, by names of Written."""
         written = [None if one is None else Written(**one) for one in seen]
         return additions_of(self.now(), hidden, written)
+
+    def _places(self) -> list[tuple[int, torch.device, int]]:
+        parameters = list(self._block.module.parameters())
+        reads = self._family.reads_values
+        changes = [p._version if reads and not p.is_inference() else 0 for p in parameters]
+        return [(*at, n) for at, n in zip(places_of(parameters), changes, strict=True)]
 
 
 class LiveLens:

@@ -174,7 +174,7 @@ def key_words(
         (['a', 'b'], torch.Size([2, 2, 3]), 4)
     """
     rows = word_rows(model, layer)
-    known = single_tokens(words, tokenizer)
+    known = single_tokens(words, tokenizer, len(rows.read))
     form = query_key_form_of(rows.attention, distance, folded=False)
     queries = rows.read[list(known.values())] @ form.left
     directions = queries @ form.right.mT
@@ -227,7 +227,7 @@ def value_words(
         (torch.Size([3, 2, 3]), [0, 0, 1, 1, 'sum', 'sum'])
     """
     rows = word_rows(model, layer)
-    known = single_tokens(words, tokenizer)
+    known = single_tokens(words, tokenizer, len(rows.read))
     own = torch.tensor(list(known.values()), device=rows.read.device)
     updates = value_output_of(rows.attention, folded=False).updates(rows.read[own])
     updates = torch.cat((updates, updates.sum(0, keepdim=True)))

@@ -48,6 +48,7 @@ def query_key_of(attention: Attention, positions: Tensor) -> QueryKey:
         None if attention.key_norm is None else partial(frozen, attention.key_norm),
         attention.distance,
         attention.window,
+        attention.softcap,
     )
 
 

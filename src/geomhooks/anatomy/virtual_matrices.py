@@ -198,9 +198,14 @@ def factors(
     """Left and right factor, (H, d, k) each, of a kind of matrix.
 
     Raises:
+        TypeError: it is no attention.
         ValueError: there is no such kind.
         AnatomyError: there is no such matrix.
     """
+    if not isinstance(attention, Attention):
+        raise TypeError(
+            f"a {type(attention).__name__} is no attention; find_anatomy(model).at(layer) is one"
+        )
     if of not in get_args(Matrix):
         raise ValueError(f"of={of!r}: 'query_key' or 'value_output' is needed")
     if of == "query_key":

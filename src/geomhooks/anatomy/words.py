@@ -96,7 +96,7 @@ def takes(function: Callable[..., Any], name: str) -> bool:
         return False
 
 
-def single_tokens(words: Iterable[str], tokenizer: Any) -> dict[str, int]:
+def single_tokens(words: Iterable[str], tokenizer: Any, size: int | None = None) -> dict[str, int]:
     """Those of some words that are one token each, and its number.
 
     Molina's probes take common nouns written without a space before them. With tokenizers that mark
@@ -105,15 +105,19 @@ def single_tokens(words: Iterable[str], tokenizer: Any) -> dict[str, int]:
     Args:
         words: texts.
         tokenizer: of :meth:`Words.of`.
+        size: rows of the model's table of tokens, which a token has to be one of.
 
     Raises:
-        ValueError: none of them is one token.
+        ValueError: none of them is one token, a token is beyond the table, or the words are one
+            text.
 
     Example:
         >>> pair = (lambda text: [ord(c) - 97 for c in text], lambda ids: chr(97 + ids[0]))
         >>> single_tokens(["a", "ab", "c"], pair)
         {'a': 0, 'c': 2}
     """
+    if isinstance(words, str):
+        raise ValueError(f"words={words!r}: a list of words is needed, such as [{words!r}]")
     encode = Words.of(tokenizer).encode
     words = list(words)
     ids = {word: encode(word) for word in words}
@@ -122,6 +126,13 @@ def single_tokens(words: Iterable[str], tokenizer: Any) -> dict[str, int]:
         raise ValueError(
             f"none of {len(words)} words is one token of this tokenizer; give others, such as with "
             "a space before them"
+        )
+    beyond = {word: token for word, token in found.items() if size is not None and token >= size}
+    if beyond:
+        word, token = next(iter(beyond.items()))
+        raise ValueError(
+            f"{word!r} is token {token}, and the model's table has {size} rows: the tokenizer is "
+            "another model's"
         )
     return found
 

@@ -19,10 +19,14 @@ from geomhooks import measuring
 from geomhooks.cli import demo as demonstration
 from geomhooks.cli import training
 from geomhooks.cli.compare_command import compare_files
+from geomhooks.cli.factors_command import show_factors
 from geomhooks.cli.failures import EXIT_CODES, guarded
+from geomhooks.cli.leader_words import leader_words
 from geomhooks.cli.options import names_in
 from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar, steps_bar
 from geomhooks.cli.table import print_table
+from geomhooks.dictionaries import FactorDictionary, load_dictionary
+from geomhooks.statistics.encoders import digest_of
 
 __all__ = ["app", "run"]
 
@@ -172,6 +176,9 @@ def measure(
         ),
     ] = None,
     contexts: Annotated[int, typer.Option(min=1, help="Contexts to keep, sampled.")] = 4096,
+    dictionary: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Dictionary of the statistic factors.")
+    ] = None,
     documents: Annotated[
         Literal["paragraphs", "lines", "files"],
         typer.Option(help="What a document is in a text file: blank lines between, a line, all."),
@@ -205,13 +212,15 @@ def measure(
     out the documents, keep a checkpoint each, and write one file.
     """
     ranks = measuring.Ranks.started()
+    readers: list[measuring.Reader] = []
 
     def prepare() -> measuring.Run | gh.Geometry:
         """The run that is to be done, or the geometry that is there already."""
         measuring.check_writable(out)
         checkpoint = measuring.checkpoint_of(out, ranks)
         _check_earlier_runs(out, ranks, resume=resume, overwrite=overwrite)
-        _check_names(statistics, sites, [path.name for path in text])
+        factors = None if dictionary is None else load_dictionary(dictionary)
+        _check_names(statistics, sites, [path.name for path in text], factors)
         sources = [measuring.TextFile.open(path, documents, field) for path in text]
         reader = _load(
             model,
@@ -221,6 +230,7 @@ def measure(
             device=ranks.device(device),
             dtype=dtype,
         )
+        readers.append(reader)
         settings = measuring.Settings(
             model=model,
             text=tuple((source.name, source.digest) for source in sources),
@@ -231,12 +241,15 @@ def measure(
             contexts=contexts,
             dtype=dtype,
             gguf_file=gguf_file,
+            dictionary=_named(dictionary, factors),
         )
         if resume and ranks.rank == 0 and out.exists() and not checkpoint.exists():
             geometry = gh.load(out)
             measuring.check_same(out, geometry.notes, settings)
             return geometry
-        run = measuring.Run(reader, sources, settings, checkpoint, checkpoint_every, ranks)
+        run = measuring.Run(
+            reader, sources, settings, checkpoint, checkpoint_every, ranks, _coder(factors)
+        )
         if resume:
             run.resume()
         elif overwrite:
@@ -250,7 +263,7 @@ def measure(
         finished = ranks.gather(isinstance(whole, gh.Geometry))[0]
         if isinstance(whole, gh.Geometry):
             Console(stderr=True).print(f"{out} is finished already", highlight=False)
-            print_table(whole)
+            _print(whole, readers[0])
         elif not finished:
             tokens = sum(ranks.gather(whole.progress.tokens))
             if tokens and ranks.rank == 0:
@@ -282,6 +295,7 @@ def merge(
 
 
 app.command("compare")(compare_files)
+app.command("factors")(show_factors)
 
 
 def _load(name: str, *, quiet: bool = False, **options: Any) -> measuring.Reader:
@@ -331,13 +345,21 @@ def _read(whole: measuring.Run, out: Path) -> gh.Geometry:
         ranks.gather(mine)
     if ranks.rank:
         return geometry
-    print_table(geometry)
+    _print(geometry, whole.reader)
     progress = whole.progress
     typer.echo(
         f"{progress.tokens:,} tokens of {progress.contexts:,} contexts in {progress.seconds:.0f} s;"
         f" wrote {out} ({out.stat().st_size / 1e6:.1f} MB)\n"
     )
     return geometry
+
+
+def _print(geometry: gh.Geometry, reader: measuring.Reader) -> None:
+    """The table of a geometry, and of the words that lead where they were counted."""
+    print_table(geometry)
+    words = leader_words(geometry, reader.spell)
+    if words is not None:
+        print_table(words)
 
 
 def _check_earlier_runs(
@@ -367,14 +389,31 @@ def _check_earlier_runs(
         )
 
 
-def _check_names(statistics: str, sites: str, texts: list[str]) -> None:
+def _check_names(
+    statistics: str, sites: str, texts: list[str], factors: FactorDictionary | None
+) -> None:
     for option, names in {"--statistics": statistics, "--sites": sites}.items():
         if not names_in(names):
             raise typer.BadParameter(f"{option} is empty; name one or more, commas between")
     try:
-        measuring.statistics_named(names_in(statistics), texts)
+        measuring.statistics_named(names_in(statistics), texts, encoder=_coder(factors))
     except ValueError as error:
         raise typer.BadParameter(f"--statistics: {error}") from error
+    if factors is not None and gh.Factors.name not in names_in(statistics):
+        raise typer.BadParameter(
+            f"--dictionary is for --statistics {gh.Factors.name}; found --statistics {statistics}"
+        )
+
+
+def _coder(factors: FactorDictionary | None) -> gh.functional.SparseCoder | None:
+    return None if factors is None else factors.coder()
+
+
+def _named(path: Path | None, factors: FactorDictionary | None) -> tuple[str, str] | None:
+    """What tells two dictionaries apart."""
+    if path is None or factors is None:
+        return None
+    return path.name, digest_of(factors.coder())
 
 
 def _spread(arguments: Sequence[str], option: str) -> list[str]:

@@ -49,6 +49,16 @@ _COLUMNS = (
     _Column("and to\nown", "next_word/own_cosine/mean"),
     _Column("effective\nrank", "covariance/effective_rank", _length),
     _Column("leading\nshare", "covariance/leading_share"),
+    _Column("clus-\nters", "leaders/cluster_count/mean", "{:.1f}".format, "bold"),
+    _Column("leaders\na head", "leaders/mean_heads/leaders", "{:.2f}".format, "bold"),
+    _Column("without\nposition 0", "leaders/without_first/mean_heads/leaders", "{:.2f}".format),
+    _Column("new", "leaders/mean_heads/new_leaders", "{:.2f}".format),
+    _Column("overlap\nwith first", "leaders/mean_heads/overlap"),
+    _Column("basins", "leaders/mean_heads/basins", "{:.2f}".format),
+    _Column("to po-\nsition 0", "leaders/mean_heads/sink"),
+    _Column("soft-\nness", "leaders/mean_heads/softness"),
+    _Column("active\nfactors", "factors/l0", _length),
+    _Column("signal\nto noise", "factors/snr", _length),
 )
 
 

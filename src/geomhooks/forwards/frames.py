@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from geomhooks.errors import SiteError, WatchError
 from geomhooks.forwards.calls import Call, Statement
 from geomhooks.forwards.tokens import Tokens
+from geomhooks.functional.precision import without_autocast
 from geomhooks.reductions import Reduced
 
 if TYPE_CHECKING:
@@ -75,6 +76,13 @@ class Frame:
         shown = [key[1:3] for key in self.resolved if key[0] == stream]
         return shown[-1] if shown else None
 
+    def carry_of(self, statistic: str) -> dict[Any, Any]:
+        """What one statistic leaves from site to site."""
+        carry = self.carry.get(statistic)
+        if carry is None:
+            carry = self.carry[statistic] = {}
+        return carry
+
     def tokens_of_heads(self, tokens: Tokens, heads: int) -> Tokens:
         """The tokens of the rows of several heads; the same for all sites."""
         key = id(tokens), heads
@@ -102,7 +110,7 @@ class Frame:
     def read(self, tensor: Tensor, reductions: Reduced) -> None:
         """Remember what is known of a hidden state until the next one is read."""
         self.latest, self.latest_reductions = tensor, reductions
-        self.latest_version = version_of(tensor)
+        self.latest_version = 0 if tensor.is_inference() else tensor._version
 
 
 def version_of(tensor: Tensor) -> int:
@@ -119,14 +127,6 @@ def own_what_is_carried(carry: dict[Any, dict[Any, Any]], borrowed: Iterable[Ten
 
     for name, scratch in carry.items():
         carry[name] = {key: tree_map_only(Tensor, own, value) for key, value in scratch.items()}
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Where sums keep the precision that they are asked for in."""
-    kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
 
 
 def outside_transforms() -> AbstractContextManager[Any]:

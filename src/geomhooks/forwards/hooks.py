@@ -37,7 +37,11 @@ __all__ = [
     "put_on",
 ]
 
+# Looked up once: a hook is called often.
+is_compiling: Callable[[], bool] = torch.compiler.is_compiling
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+tracing_state: Callable[[], Any] = torch._C._get_tracing_state
+backward_task: Callable[[], int] = torch._C._current_graph_task_id
 TokensFunction = Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Any] | None]
 
 
@@ -103,7 +107,7 @@ class Hook:
 
         Activation checkpointing runs a forward again inside backward: it was counted already.
         """
-        return self.is_on and not self.watch.paused and torch._C._current_graph_task_id() == -1
+        return self.is_on and not self.watch.paused and backward_task() == -1
 
 
 def inert(*_: Any, **__: Any) -> None:
@@ -120,7 +124,7 @@ def is_recorded() -> bool:
 
     That program is none of ours, and recording it is not running the model.
     """
-    return is_exporting() or torch._C._get_tracing_state() is not None
+    return is_exporting() or tracing_state() is not None
 
 
 def put_on(module: nn.Module, hook: Hook, first: bool = False) -> RemovableHandle:
@@ -164,7 +168,7 @@ class OpenStream(Hook):
         for value in list(arguments.values()):
             if isinstance(value, Mapping) and any(name in value for name in OPENING):
                 arguments = {**arguments, **value}
-        if torch.compiler.is_compiling():
+        if is_compiling():
             told = None if self.tell is None else self.tell(module, arguments)
             open_compiled(self.ticket, arguments, told)
         elif self.counts:
@@ -193,7 +197,7 @@ class CloseStream(Hook):
             cache, (tuple, list)
         ):  # the first one, or a new one each time
             cache = cache_of(output)
-        if torch.compiler.is_compiling():
+        if is_compiling():
             close_compiled(self.ticket, cache)
         else:
             # Where the call raised there is no output, and the exception is being handled.
@@ -216,25 +220,20 @@ class _Read(Hook):
     @property
     def looks_at_calls(self) -> bool:
         """Whether a call that is made now is one that counts, or will be."""
-        return not is_recorded() and (torch.compiler.is_compiling() or self.counts)
+        return not is_recorded() and (is_compiling() or self.counts)
 
-    def show(self, out: Any, into: Any) -> None:
-        """Pick the hidden states out of what a module takes and returns, and pass them on."""
-        if is_recorded():
-            return
-        found = find_tensor(out)
-        entered = None if into is None else find_tensor(into)
-        if torch.compiler.is_compiling():
+    def show(self, found: Tensor | None, entered: Tensor | None, out: Any) -> None:
+        """Pass the hidden states on that were found in what a module takes and returns."""
+        if is_compiling():
             read_compiled(self.ticket, found, entered)
         elif self.counts:
-            what = describe_type(out) if found is None else ""
+            what = "" if found is not None else describe_type(out)
             self.watch.read(self.site, found, entered, what, borrowed=False)
 
     def shown(self, out: Tensor | None, into: Tensor | None, *, borrowed: bool) -> None:
         """The hidden states are there."""
         if self.counts:
-            what = "something else" if out is None else ""
-            self.watch.read(self.site, out, into, what, borrowed=borrowed)
+            self.watch.read(self.site, out, into, "something else", borrowed=borrowed)
 
 
 class ReadInput(_Read):
@@ -242,7 +241,8 @@ class ReadInput(_Read):
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook."""
-        self.show((*args, kwargs), None)
+        if not is_recorded():
+            self.show(first_of(args, kwargs), None, (*args, kwargs))
 
 
 class ReadOutput(_Read):
@@ -257,7 +257,10 @@ class ReadOutput(_Read):
         """Forward hook."""
         if self.check is not None and self.looks_at_calls:
             self.check(by_name(self.parameters, args, kwargs))
-        self.show(output, (*args, kwargs) if self.wants_input else None)
+        if is_recorded():
+            return
+        entered = first_of(args, kwargs) if self.wants_input else None
+        self.show(find_tensor(output), entered, output)
 
 
 class _Enter(Hook):
@@ -271,8 +274,8 @@ class _Enter(Hook):
         """Forward pre-hook."""
         if is_recorded():
             return
-        entered = find_tensor((*args, kwargs))
-        if torch.compiler.is_compiling():
+        entered = first_of(args, kwargs)
+        if is_compiling():
             read_compiled(self.ticket, None, entered)
         elif self.counts:
             self.tell(entered, borrowed=False)
@@ -315,9 +318,9 @@ class ReadSublayer(Hook):
         """Forward hook."""
         if is_recorded():
             return
-        entered = find_tensor((*args, kwargs)) if self.wants_input else None
+        entered = first_of(args, kwargs) if self.wants_input else None
         found = find_tensor(output) if self.wants_output else None
-        if torch.compiler.is_compiling():
+        if is_compiling():
             read_compiled(self.ticket, found, entered)
         elif self.counts:
             self._keep(found, entered, describe_type(output), borrowed=False)
@@ -331,6 +334,13 @@ class ReadSublayer(Hook):
         for name, tensor in ((self.look.out, out), (self.look.into, into)):
             if name is not None:
                 self.watch.keep(self.site, self.look, name, tensor, what, borrowed=borrowed)
+
+
+def first_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The hidden state that a module takes, which mostly is its first argument."""
+    if args and type(args[0]) is Tensor and args[0].is_floating_point():
+        return args[0]
+    return find_tensor((*args, kwargs))
 
 
 # Around a compiled model torch calls the root's hooks itself: they are no code to be compiled.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.contexts import again, to_device
 from geomhooks.errors import SiteError, WatchError
 from geomhooks.forwards.calls import Call, Statement, add_statement, read_call, read_plain_call
@@ -38,7 +39,9 @@ from geomhooks.statistics.base import Reading
 
 __all__ = ["Routing"]
 
+# Looked up once: they are called at every site.
 peek_transforms = torch._C._functorch.peek_interpreter_stack
+this_thread = threading.get_ident
 
 
 class Routing:
@@ -81,7 +84,7 @@ class Routing:
 
     def close_stream(self, *, completed: bool, cache: Any) -> None:
         """Drop the frame of a call that has returned, or raised and so returned nothing."""
-        if self._frames and self._frames[-1].thread == threading.get_ident():
+        if self._frames and self._frames[-1].thread == this_thread():
             frame = self._frames.pop()
             if completed and not any(frame is other for other in self._frames):
                 self._finish(frame)
@@ -93,7 +96,7 @@ class Routing:
         Raises:
             WatchError: it is.
         """
-        me = threading.get_ident()
+        me = this_thread()
         others = {frame.thread for frame in self._frames} - {me}
         if others and others & {thread.ident for thread in threading.enumerate()}:
             raise WatchError(
@@ -195,7 +198,7 @@ class Routing:
             borrowed: the tensors' memory is good for the time of this call only.
         """
         frame = self._frames[-1] if self._frames else None
-        if frame is not None and frame.thread == threading.get_ident():
+        if frame is not None and frame.thread == this_thread():
             if not frame.counts:
                 return
             way = site.shortcut
@@ -293,35 +296,57 @@ class Routing:
         self, site: SitePlan, way: Shortcut, frame: Frame, out: Any, into: Any, borrowed: bool
     ) -> bool:
         """Go the short way, where it is open."""
-        if way.is_stale:
+        if way.replaced != Accumulator.replaced:
             site.shortcut = None  # to be opened again
             return False
-        if not way.fits(out) or way.site.name in frame.fired:
+        if not way.fits(out) or way.name in frame.fired:
             return False
         if peek_transforms() is not None:
             return False  # within torch.func.grad and its kin
+        shape = out.shape
+        stage = frame.stages.get((way.stream, shape))
+        if stage is None:
+            if not way.fits_shape(shape):
+                return False
+            with torch.no_grad(), without_autocast(out.device):
+                stage = self._make_stage(way, frame, out)
+        elif shape[2] != way.width:
+            return False
+        entered = into if way.has_input else None
+        found = way.read(frame, stage, out, entered, borrowed)
+        if found is None:
+            return False
+        frame.fired.add(way.name)
+        for statistic, states in way.noting:
+            carry = frame.carry_of(statistic.name)
+            statistic.note(states, way.site, stage.tokens, found, way.shift, carry)
+        if way.is_all:
+            return True
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                return self._went_short(site, way, frame, out, into, borrowed)
-        key = way.stream, out.shape
-        stage = frame.stages.get(key)
-        if stage is None:
-            state = self._plan.state.sites[way.site.name]
-            resolved = self._tokens_of(frame, state, (out.shape[0], out.shape[1]), out.device)
-            stage = frame.stages[key] = Stage(*resolved, out, len(self._plan.sites))
-        entered = into if way.site.has_input else None
-        reading = way.read(frame, stage, out, entered, borrowed)
-        if reading is None:
-            return False
-        frame.fired.add(way.site.name)
-        targets = site.second_moment_targets(stage.plans)
+                self._hand_on(site, way, frame, way.reading(stage, out, entered, found), borrowed)
+        else:
+            self._hand_on(site, way, frame, way.reading(stage, out, entered, found), borrowed)
+        return True
+
+    def _make_stage(self, way: Shortcut, frame: Frame, out: Tensor) -> Stage:
+        """What the sites of this forward have in common that show tensors of this shape."""
+        state, shape = self._plan.state.sites[way.name], out.shape
+        resolved = self._tokens_of(frame, state, (shape[0], shape[1]), out.device)
+        stage = frame.stages[way.stream, shape] = Stage(*resolved, out, len(self._plan.sites))
+        return stage
+
+    def _hand_on(
+        self, site: SitePlan, way: Shortcut, frame: Frame, reading: Reading, borrowed: bool
+    ) -> None:
+        """Leave to the statistics what the short way does not do for them."""
+        targets = site.second_moment_targets(reading.plans) if way.multiplies else None
         if targets:
             add_products(targets, reading.taps["out"], reading.reductions.keep, way.shift)
         if way.others:
-            update(site, site.which_take(way.others, stage.plans), frame, reading)
+            update(site, site.which_take(way.others, reading.plans), frame, reading)
             if borrowed:
                 own_what_is_carried(frame.carry, reading.taps.values())
-        return True
 
     def _tokens_of(
         self, frame: Frame, state: SiteState, grid: tuple[int, int], device: torch.device
@@ -370,10 +395,20 @@ def shown_at(site: SitePlan, tensor: Tensor, frame: Frame) -> tuple[Tensor, int]
 
 def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None:
     """Hand one reading to statistics of a site."""
+    if site.has_anatomy:
+        describe(site, parts, frame, reading)
+    for statistic, states in parts:
+        reading.carry = frame.carry_of(statistic.name)
+        statistic.update(states, reading)
+
+
+def describe(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None:
+    """Put into a reading what statistics of its site use of the model's anatomy."""
     if site.norm is not None and reading.site.norm_eps is not None:
         reading.taps["gain"], reading.taps["bias"] = site.norm.affine(reading.taps["out"])
     if site.block is not None and any("query_key" in s.uses for s, _ in parts):
         reading.query_key = site.block.query_key(reading.tokens.positions)
+        reading.block = site.block.latest
     if site.lens is not None and any("logit_lens" in s.uses for s, _ in parts):
         reading.lens = site.lens.now()
     if site.lens is not None and any("head" in s.uses for s, _ in parts):
@@ -386,8 +421,3 @@ def update(site: SitePlan, parts: Parts, frame: Frame, reading: Reading) -> None
             reading.taps["embedded"] = to_batch_time_width(
                 embedded, site.place.name, site.layout, (grid[0], grid[1])
             )
-    for statistic, states in parts:
-        if statistic.name not in frame.carry:
-            frame.carry[statistic.name] = {}
-        reading.carry = frame.carry[statistic.name]
-        statistic.update(states, reading)

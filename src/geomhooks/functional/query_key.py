@@ -121,6 +121,8 @@ class QueryKey(NamedTuple):
     """gives what is added to the logits (H, T, S) for positions (T,) and (S,), or None"""
     window: int | None = None
     """how many tokens a query sees, itself the last of them; None for all"""
+    softcap: float | None = None
+    """c where logits l become c tanh(l / c), else None"""
 
     def project(self, parts: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys of the parts of hidden states, and of the biases.
@@ -164,6 +166,7 @@ def visible(
     *,
     causal: bool = True,
     window: int | None = None,
+    start: int = 0,
     device: torch.device | None = None,
 ) -> Tensor:
     """Which query looks at which key, where all are there: (T, S) bool.
@@ -173,6 +176,7 @@ def visible(
         keys: S, by default T.
         causal: at those before it and itself only.
         window: and of these at the last so many; where not causal at fewer than so many away.
+        start: which key is the first query's own.
         device: of the result.
 
     Example:
@@ -183,11 +187,11 @@ def visible(
     """
     seen = torch.ones(length, length if keys is None else keys, dtype=torch.bool, device=device)
     if causal:
-        seen = seen.tril()
+        seen = seen.tril(start)
     if window is not None:
-        seen = seen.triu(1 - window)
+        seen = seen.triu(start + 1 - window)
         if not causal:
-            seen = seen.tril(window - 1)
+            seen = seen.tril(start + window - 1)
     return seen
 
 

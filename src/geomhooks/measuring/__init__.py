@@ -1,7 +1,8 @@
 """The engine behind the command line: texts, models, and runs that survive an interruption."""
 
-from geomhooks.measuring.errors import OutputError, ResumeError
-from geomhooks.measuring.models import Reader, load_model
+from geomhooks.measuring.activations import FactorActivations
+from geomhooks.measuring.errors import ModelError, OutputError, ResumeError
+from geomhooks.measuring.models import Reader, load_model, load_tokenizer
 from geomhooks.measuring.outputs import (
     check_writable,
     checkpoint_of,
@@ -17,6 +18,8 @@ from geomhooks.measuring.texts import Passages, Source, TextFile
 
 __all__ = [
     "Elsewhere",
+    "FactorActivations",
+    "ModelError",
     "OutputError",
     "Passages",
     "Progress",
@@ -33,6 +36,7 @@ __all__ = [
     "checkpoint_of",
     "checkpoints_beside",
     "load_model",
+    "load_tokenizer",
     "remove_checkpoints",
     "remove_unfinished",
     "save",

@@ -14,7 +14,7 @@ from torch import nn
 from geomhooks.errors import MissingExtraError
 from geomhooks.measuring.errors import ModelError
 
-__all__ = ["DTYPES", "Reader", "load_model", "pick_device"]
+__all__ = ["DTYPES", "Reader", "load_model", "load_tokenizer", "pick_device"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_LENGTH = 512
@@ -31,6 +31,7 @@ class Reader:
         length: the most tokens of a context.
         pad: the token id that fills up a batch; it is masked.
         missing: weights that the checkpoint lacks, so that they are random.
+        spell: gives the tokens of ids.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Reader:
     length: int
     pad: int
     missing: tuple[str, ...]
+    spell: Callable[[list[int]], list[str]]
 
 
 def load_model(
@@ -62,7 +64,7 @@ def load_model(
         ModelError: there is no such model, it takes no text, or `length` is beyond its maximum.
     """
     try:
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel
     except ImportError as error:
         raise MissingExtraError(
             f"loading a model needs transformers ({error}): pip install 'geomhooks[transformers]'"
@@ -76,13 +78,7 @@ def load_model(
         config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(_not_loaded(name, error)) from error
-    no_tokenizer = f"the model {name!r} has no tokenizer that can be loaded, so it reads no text"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise ModelError(f"{no_tokenizer}: {_first_line(error)}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made up for want of its files
-        raise ModelError(f"{no_tokenizer}: its files are missing")
+    tokenizer = load_tokenizer(name, gguf_file)
     length = _length(name, length, config, tokenizer)
     try:
         model, info = AutoModel.from_pretrained(
@@ -103,7 +99,39 @@ def load_model(
         length=length,
         pad=next(token for token in pads if token is not None),
         missing=tuple(sorted(key for key in info["missing_keys"] if "pooler" not in key)),
+        spell=lambda ids: [str(token) for token in tokenizer.convert_ids_to_tokens(ids)],
     )
+
+
+def load_tokenizer(name: str, gguf_file: str | None = None) -> Any:
+    """Load the tokenizer of a model by hub name or local folder.
+
+    Args:
+        name: hub name, or folder that ``save_pretrained`` wrote.
+        gguf_file: read it from this GGUF file of it.
+
+    Raises:
+        ModelError: there is none.
+        MissingExtraError: transformers is not installed.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError(
+            f"loading a tokenizer needs transformers ({error}): "
+            "pip install 'geomhooks[transformers]'"
+        ) from error
+    options: dict[str, Any] = {"local_files_only": True} if Path(name).is_dir() else {}
+    if gguf_file:
+        options["gguf_file"] = gguf_file
+    missing = f"the model {name!r} has no tokenizer that can be loaded, so it reads no text"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise ModelError(f"{missing}: {_first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made up for want of its files
+        raise ModelError(f"{missing}: its files are missing")
+    return tokenizer
 
 
 def pick_device(name: str) -> torch.device:

@@ -70,6 +70,7 @@ class Run:
         checkpoint: file that keeps the state of an unfinished run; ``None`` keeps none.
         every: seconds between two checkpoints.
         ranks: the processes that share out the documents of the texts, this one among them.
+        encoder: what factors are made with, where they are measured.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Run:
         checkpoint: Path | None = None,
         every: float = 60.0,
         ranks: Ranks = Ranks(),
+        encoder: Any = None,
     ) -> None:
         self.reader = reader
         self.sources = sources
@@ -96,6 +98,7 @@ class Run:
                 [source.name for source in sources],
                 contexts=settings.contexts,
                 positions=reader.length,
+                encoder=encoder,
             ),
         )
 

@@ -16,6 +16,7 @@ __all__ = ["GROUPED", "Settings", "check_same", "statistics_named"]
 
 GROUPED = gh.GroupMeans.name  # whose groups are the texts
 SECOND_PASS = (gh.Attention,)  # statistics that need to be told more than the text
+ENCODED = gh.Factors.name  # which needs a dictionary
 BUFFERS = (gh.Trajectories,)  # which keep all states of a context: of a few, not of thousands
 
 
@@ -33,6 +34,7 @@ class Settings:
         contexts: how many contexts to keep.
         dtype: of the model.
         gguf_file: the weights, if they come from one.
+        dictionary: name and digest of the factors, where there are some.
     """
 
     model: str
@@ -44,6 +46,7 @@ class Settings:
     contexts: int
     dtype: str
     gguf_file: str | None = None
+    dictionary: tuple[str, str] | None = None
 
 
 def statistics_named(
@@ -73,6 +76,11 @@ def statistics_named(
         raise ValueError(
             f"{GROUPED} compares groups of contexts, and each text is one; give several by --text, "
             "or in Python labels by watch.tokens(groups=...)"
+        )
+    if ENCODED in names and options.get("encoder") is None:
+        raise ValueError(
+            f"{ENCODED} needs the dictionary that hidden states are encoded in; give its file by "
+            "--dictionary, or in Python gh.Factors(dictionary, penalty)"
         )
     built, given = [], {**options, "names": _different(texts)}
     for name in names:

@@ -109,16 +109,16 @@ class Reduced:
         return None
 
 
-def sites_that_wait(states: Tensor) -> int:
+def sites_that_wait(tokens: int, width: int) -> int:
     """How many sites of a forward may keep the reductions of their tokens to be added up together.
 
-    Together they take no more memory than a quarter of a hidden state, or a MiB.
+    Together they take no more memory than a quarter of a hidden state in float32, or a MiB.
 
     Args:
-        states: (B, T, d) of one of them.
+        tokens: of the forward, B T.
+        width: d.
     """
-    tokens = states.shape[0] * states.shape[1]
-    return max(1, max(MAY_WAIT, states.nbytes // 4) // (OF_A_TOKEN * tokens))
+    return max(1, max(MAY_WAIT, tokens * width) // (OF_A_TOKEN * tokens))
 
 
 def reduce_plain(

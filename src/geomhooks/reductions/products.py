@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators.second_moment import SecondMoment
+from geomhooks.functional.precision import precision_on
 
 __all__ = ["add_products"]
 
@@ -26,7 +27,6 @@ __all__ = ["add_products"]
 ROWS, COLUMNS = 1024, 256
 ROWS_ON_DEVICES, COLUMNS_ON_DEVICES = 4096, 1024
 SPLITTER = 2.0**13 + 1  # leaves 11 of float32's 24 digits to the first part: those of TF32
-FULL = ("ieee", "none", "highest")
 
 
 def add_products(targets: Sequence[SecondMoment], out: Tensor, keep: Tensor, shift: Tensor) -> None:
@@ -73,16 +73,6 @@ def pieces(batch: int, length: int, rows: int) -> Iterator[tuple[slice, slice]]:
     for first in range(0, batch, together):
         for start in range(0, length, span):
             yield slice(first, first + together), slice(start, start + span)
-
-
-def precision_on(device: torch.device) -> str:
-    """How torch multiplies float32 matrices on a device: "highest", or in which lesser way."""
-    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
-    said = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
-    if said is None:  # torch before 2.9 has one setting for all
-        said = torch.get_float32_matmul_precision()
-        said = "tf32" if said == "high" or (device.type == "cuda" and said != "highest") else said
-    return "highest" if said in FULL else str(said)
 
 
 def factors(x: Tensor, precision: str) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,11 @@ from geomhooks.statistics.attention import Attention
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.components import Components
 from geomhooks.statistics.covariance import Covariance
+from geomhooks.statistics.factor_learning import FactorLearning
+from geomhooks.statistics.factors import Factors
 from geomhooks.statistics.feed_forward_fit import FeedForwardFit
 from geomhooks.statistics.group_means import GroupMeans
+from geomhooks.statistics.leaders import Leaders
 from geomhooks.statistics.next_word import NextWord
 from geomhooks.statistics.pos_ctx import PosCtx
 from geomhooks.statistics.sphere import Sphere
@@ -18,8 +21,11 @@ __all__ = [
     "Attention",
     "Components",
     "Covariance",
+    "FactorLearning",
+    "Factors",
     "FeedForwardFit",
     "GroupMeans",
+    "Leaders",
     "NextWord",
     "PosCtx",
     "Reading",
@@ -44,5 +50,8 @@ REGISTRY: dict[str, type[Statistic]] = {
         Attention,
         Components,
         FeedForwardFit,
+        FactorLearning,
+        Factors,
+        Leaders,
     )
 }

@@ -27,6 +27,7 @@ from geomhooks.reductions.plain import sum_by_context
 from geomhooks.results import Lazy, Result, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site
 from geomhooks.statistics.looked_at import continued, looked_at
+from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.some_forwards import OF_A_SAMPLE, SomeForwards
 
 if TYPE_CHECKING:
@@ -118,8 +119,7 @@ class Attention(SomeForwards):
     def __init__(
         self, geometry: Geometry | str, fraction: float = 1.0, positions: int | None = None
     ) -> None:
-        if positions is not None and (not isinstance(positions, int) or positions < 1):
-            raise ValueError(f"Attention(positions={positions!r}): a positive integer is needed")
+        check_positive("Attention", positions=positions)
         self.fraction = check_fraction(fraction, "Attention(fraction")
         self.positions = positions
         self.laws = (LAWS if fraction == 1 else OF_A_SAMPLE) - {"generation"}

@@ -64,6 +64,7 @@ class Site:
             order, and how many heads each has, 0 for none.
         depth: where a statistic uses the stack, how many of its blocks have run, this one included.
         reads_source: of such a stack, its blocks have attention to another one.
+        vocabulary: of such a stack, how many tokens its embeddings have rows for, 0 if none.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Site:
     sublayers: Mapping[str, int] = field(default_factory=dict)
     depth: int = 0
     reads_source: bool = False
+    vocabulary: int = 0
 
 
 @dataclass(slots=True)
@@ -104,7 +106,7 @@ class Reading:
             None.
         head: from states (..., d) after the final norm to the model's logits (..., V), the same.
         additions: what each sublayer of a block adds to the tap "in", in order, where a statistic
-            ``uses`` it, else empty; and then
+            ``uses`` it, else empty; with these, or with "query_key",
         block: the parts of that block.
         stack: the stack that the site is in, where a statistic ``uses`` it, else None.
     """
@@ -152,14 +154,14 @@ class Statistic(ABC):
     And of models that :mod:`geomhooks.anatomy` knows, what it says in ``uses``:
 
     - "query_key", at blocks: ``reading.query_key``, the weights of the block's attention, with
-      which its queries and keys can be made.
+      which its queries and keys can be made. ``reading.block`` has the block's parts.
     - "logit_lens", where the model says of what stack of blocks a site is: ``reading.lens``, the
       final norm and the head, or the embeddings of a model without one.
     - "head", at the same sites: ``reading.head``, what makes logits of states after the final norm,
       also where that is more than a projection.
     - "additions", at blocks: ``reading.additions``, a :class:`geomhooks.anatomy.Addition` of each
       sublayer that ran: what it adds, and to what. In training that is before dropout. With "heads"
-      also what the heads mix, before their projection. ``reading.block`` has the block's parts.
+      also what the heads mix, before their projection. ``reading.block``, as well.
     - "stack", at the input of the first block of a stack and at all its blocks: ``reading.stack``,
       what is around them; and where a norm of embeddings comes before the first block, at its input
       the tap "embedded", what went into that norm.
@@ -220,6 +222,25 @@ class Statistic(ABC):
         there is, and then ``update`` is not called.
         """
         return None
+
+    def only_notes(self, site: Site) -> bool:
+        """Whether :meth:`update` at a site does no more than :meth:`note` with the reductions.
+
+        Then ``note`` may be called in its place, which saves making the reading.
+        """
+        return False
+
+    def note(
+        self,
+        state: Mapping[str, Any],
+        site: Site,
+        tokens: Tokens,
+        reductions: Reduced,
+        shift: Tensor,
+        carry: dict[Any, Any],
+    ) -> None:
+        """Put reductions down in the carry, for :meth:`finish`; no tensor is worked on here."""
+        raise NotImplementedError
 
     def takes(self, plans: Mapping[str, Any]) -> bool:
         """Whether it looks at a forward at all; where not, ``update`` is not called.

@@ -19,6 +19,7 @@ from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
 from geomhooks.statistics.looked_at import continued, looked_at
+from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.subset_scores import add_scores, score_sums, scores, subsets, targets_of
 
 if TYPE_CHECKING:
@@ -133,10 +134,7 @@ class Components(Statistic):
             raise ValueError(f"Components(split={split!r}): only method='muppet' has such rows")
         if subsets and method != "muppet":
             raise ValueError(f"Components(subsets={subsets!r}): only of method='muppet'")
-        for name, value in (("contexts", contexts), ("positions", positions)):
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and (not whole or value < 1):
-                raise ValueError(f"Components({name}={value!r}): a positive integer is needed")
+        check_positive("Components", contexts=contexts, positions=positions)
         self.method = method
         self.final_norm = final_norm
         self.split = split

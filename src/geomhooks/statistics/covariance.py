@@ -22,6 +22,7 @@ from geomhooks.functional.spectrum import (
 )
 from geomhooks.results import Lazy, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site
+from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.some_forwards import OF_A_SAMPLE, SomeForwards
 
 __all__ = ["Covariance"]
@@ -76,8 +77,7 @@ class Covariance(SomeForwards):
         self, fraction: float = 1.0, max_bytes: int = 1 << 31, positions: int | None = None
     ) -> None:
         self.fraction = check_fraction(fraction, "Covariance(fraction")
-        if positions is not None and (not isinstance(positions, int) or positions < 1):
-            raise ValueError(f"Covariance(positions={positions!r}): a positive integer is needed")
+        check_positive("Covariance", positions=positions)
         self.max_bytes = max_bytes
         self.positions = positions
         self.laws = LAWS if fraction == 1 else OF_A_SAMPLE

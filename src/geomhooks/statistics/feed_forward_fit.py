@@ -18,6 +18,7 @@ from geomhooks.functional.shapes import as_float
 from geomhooks.reductions.products import add_products
 from geomhooks.results import Lazy, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site
+from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.some_forwards import OF_A_SAMPLE, SomeForwards
 
 __all__ = ["FeedForwardFit"]
@@ -73,10 +74,7 @@ class FeedForwardFit(SomeForwards):
         self, fraction: float = 1.0, max_bytes: int = 1 << 31, positions: int | None = None
     ) -> None:
         self.fraction = check_fraction(fraction, "FeedForwardFit(fraction")
-        if positions is not None and (not isinstance(positions, int) or positions < 1):
-            raise ValueError(
-                f"FeedForwardFit(positions={positions!r}): a positive integer is needed"
-            )
+        check_positive("FeedForwardFit", positions=positions)
         self.max_bytes = max_bytes
         self.positions = positions
         self.laws = LAWS if fraction == 1 else OF_A_SAMPLE

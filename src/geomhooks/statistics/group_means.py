@@ -21,6 +21,7 @@ from geomhooks.functional.group_means import (
 )
 from geomhooks.results import Lazy, Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
+from geomhooks.statistics.settings import check_positive
 
 __all__ = ["GroupMeans"]
 
@@ -90,10 +91,7 @@ class GroupMeans(Statistic):
         self.names = None if names is None else tuple(names)
         if groups is None:
             groups = 8 if self.names is None else len(self.names)
-        for name, value in (("groups", groups), ("positions", positions)):
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and (not whole or value < 1):
-                raise ValueError(f"GroupMeans({name}={value!r}): a positive integer is needed")
+        check_positive("GroupMeans", groups=groups, positions=positions)
         if by not in get_args(By):
             raise ValueError(f"GroupMeans(by={by!r}): {' or '.join(map(repr, get_args(By)))}")
         if self.names is not None:

@@ -19,18 +19,24 @@ def continued(tokens: Tokens) -> Tensor:
     return torch.full((), past > 0, device=tokens.real.device)
 
 
-def looked_at(tokens: Tokens, keys: Tensor, causal: bool, window: int | None) -> Tensor:
-    """Which query looks at which key, (B, 1, T, T) bool: of one row, context and forward.
+def looked_at(
+    tokens: Tokens, keys: Tensor, causal: bool, window: int | None, rows: slice = slice(None)
+) -> Tensor:
+    """Which query looks at which key, (B, 1, R, T) bool: of one row, context and forward.
 
     Args:
         tokens: of a forward.
         keys: (B, T) bool, the tokens that are looked at.
         causal: at those before a token and itself only.
         window: and of these at the last so many.
+        rows: columns of the queries, R of them next to each other; by default all T.
     """
-    allowed = visible(tokens.length, causal=causal, window=window, device=keys.device)
+    start, stop, _ = rows.indices(tokens.length)
+    allowed = visible(
+        stop - start, tokens.length, causal=causal, window=window, start=start, device=keys.device
+    )
     allowed = allowed & keys[:, None, None, :]
     if tokens.segments is not None:
         segments = tokens.segments[:, None]
-        allowed = allowed & (segments[..., :, None] == segments[..., None, :])
+        allowed = allowed & (segments[..., rows, None] == segments[..., None, :])
     return allowed

@@ -16,6 +16,7 @@ from geomhooks.functional.shapes import as_float
 from geomhooks.results import Result
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
+from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.through_lens import through_lens
 
 __all__ = ["NextWord"]
@@ -81,8 +82,7 @@ class NextWord(Statistic):
     laws = LAWS - {"generation"}
 
     def __init__(self, positions: int | None = None) -> None:
-        if positions is not None and (not isinstance(positions, int) or positions < 1):
-            raise ValueError(f"NextWord(positions={positions!r}): a positive integer is needed")
+        check_positive("NextWord", positions=positions)
         self.positions = positions
 
     def accumulators(self, site: Site) -> dict[str, Accumulator]:

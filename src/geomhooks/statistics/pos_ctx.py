@@ -25,6 +25,7 @@ from geomhooks.functional.two_way import (
 from geomhooks.results import Lazy, Result, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.pos_ctx_derived import DERIVED, MOMENTS, NO_GROUPS, derive, has_groups
+from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.some_forwards import OF_A_SAMPLE
 
 __all__ = ["PosCtx"]
@@ -126,13 +127,9 @@ class PosCtx(Statistic):
         max_bytes: int = 1 << 31,
         second_moment_fraction: float = 1.0,
     ) -> None:
-        for name, value in (
-            ("contexts", contexts),
-            ("positions", positions),
-            ("open_contexts", open_contexts),
-        ):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"PosCtx({name}={value!r}): a positive integer is needed")
+        check_positive(
+            "PosCtx", contexts=contexts, positions=positions, open_contexts=open_contexts
+        )
         self.contexts = contexts
         self.positions = positions
         self.second_moment = second_moment

@@ -11,12 +11,14 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.accumulators.norm_weights import NormWeights
 from geomhooks.accumulators.unit_vectors import UnitVectors
+from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
 from geomhooks.functional.norm_geometry import norm_constants
-from geomhooks.reductions import reduce_move, sites_that_wait
+from geomhooks.reductions import Reduced, reduce_move, sites_that_wait
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
+from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.sphere_notes import (
     BINS,
     HIGH,
@@ -97,8 +99,7 @@ class Sphere(Statistic):
     optional_taps: ClassVar[tuple[str, ...]] = ("in",)
 
     def __init__(self, positions: int | None = None) -> None:
-        if positions is not None and (not isinstance(positions, int) or positions < 1):
-            raise ValueError(f"Sphere(positions={positions!r}): a positive integer is needed")
+        check_positive("Sphere", positions=positions)
         self.positions = positions
 
     def needs_at(self, site: Site) -> tuple[str, ...]:
@@ -124,20 +125,37 @@ class Sphere(Statistic):
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:
         """Put down what one forward shows at one site; :meth:`finish` adds some of them up."""
-        extra = self._chord(reading) if reading.site.first or reading.site.last else {}
-        if reading.site.norm_eps is not None:
+        site = reading.site
+        extra = self._chord(reading) if site.first or site.last else {}
+        if site.norm_eps is not None:
             extra |= norm_gaps(reading)
             state["weights"].add(reading.taps["gain"], reading.taps["bias"])
-        r = reading
-        note = Note(state, r.site, r.tokens, r.shift, r.reductions, extra)
-        carry = r.carry
+        self.note(
+            state, site, reading.tokens, reading.reductions, reading.shift, reading.carry, extra
+        )
+
+    def only_notes(self, site: Site) -> bool:
+        """Between the ends of a stack, and but for norms, the reductions are all that is needed."""
+        return not (site.first or site.last or site.norm_eps is not None)
+
+    def note(
+        self,
+        state: Mapping[str, Any],
+        site: Site,
+        tokens: Tokens,
+        reductions: Reduced,
+        shift: Tensor,
+        carry: dict[Any, Any],
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Put down reductions, and what else there is of each token by name; finish a full room."""
         if "notes" not in carry:
             carry |= {"notes": [], "paths": {}, "room": {}}
-        notes, rows = carry["notes"], len(r.taps["out"])  # which at norms of heads are many more
-        notes.append(note)
-        if rows not in carry["room"]:
-            carry["room"][rows] = sites_that_wait(r.taps["out"])
-        if len(notes) >= carry["room"][rows]:
+        notes, room = carry["notes"], carry["room"].get(id(tokens))
+        notes.append(Note(state, site, tokens, shift, reductions, extra))
+        if room is None:  # norms of heads have tokens of their own, which are many more
+            room = carry["room"][id(tokens)] = sites_that_wait(tokens.real.numel(), site.width)
+        if len(notes) >= room:
             self.finish(carry)
 
     def _chord(self, reading: Reading) -> dict[str, Tensor]:

@@ -61,6 +61,7 @@ class Note:
         shift: (d,).
         reduced: the site's reductions.
         extra: (B, T) each, by name: the chord at a last block; gaps at a norm module.
+            None where there are none.
     """
 
     state: Mapping[str, Any]
@@ -68,7 +69,7 @@ class Note:
     tokens: Tokens
     shift: Tensor
     reduced: Reduced
-    extra: dict[str, Tensor]
+    extra: Mapping[str, Tensor] | None
 
 
 def add_notes(notes: Iterable[Note], paths: dict[Any, Tensor]) -> None:
@@ -79,20 +80,22 @@ def add_notes(notes: Iterable[Note], paths: dict[Any, Tensor]) -> None:
         paths: path lengths up to the last blocks of the forward that were added, by stack and
             shape; changed to those after these sites.
     """
-    groups: dict[Any, list[Note]] = {}
-    turns: dict[str, int] = {}
+    groups: dict[Any, dict[str, Note]] = {}
     for note in notes:
         site = note.site
+        key: tuple[Any, ...] = site.stack, site.width, id(note.tokens)
+        group = groups.get(key)
         # A module that runs again in one forward adds to the same state, so in a turn of its own.
-        turn = turns[site.name] = turns.get(site.name, 0) + 1
-        key = (site.stack, site.width, id(note.tokens), turn)
-        if key in groups:
-            groups[key].append(note)
-        else:
-            groups[key] = [note]
+        while group is not None and site.name in group:
+            key = *key, "again"
+            group = groups.get(key)
+        if group is None:
+            group = groups[key] = {}
+        group[site.name] = note
     for group in groups.values():
-        native = all(isinstance(note.reduced, OnePass) for note in group)
-        (add_group_native if native else add_group)(group, paths)
+        together = list(group.values())
+        native = all(isinstance(note.reduced, OnePass) for note in together)
+        (add_group_native if native else add_group)(together, paths)
 
 
 def add_group_native(group: list[Note], paths: dict[Any, Tensor]) -> None:
@@ -101,9 +104,11 @@ def add_group_native(group: list[Note], paths: dict[Any, Tensor]) -> None:
     nowhere = torch.full(tokens.real.shape, float("nan"), dtype=torch.float64)
     before = paths.setdefault((stack, tokens.real.shape), nowhere)
     records = records_of(group)
-    records[:, native.NUMBERS] = [note.reduced.address for note in group]
-    records[:, native.PARTS] = [note.reduced.workers for note in group]
-    extras = [(i, n, v.contiguous()) for i, note in enumerate(group) for n, v in note.extra.items()]
+    found = [note.reduced for note in group]
+    records[:, native.NUMBERS] = np.fromiter([one.address for one in found], np.int64)
+    records[:, native.PARTS] = np.fromiter([one.workers for one in found], np.int64)
+    extra = [(index, note.extra) for index, note in enumerate(group) if note.extra]
+    extras = [(index, n, v.contiguous()) for index, found in extra for n, v in found.items()]
     for index, name, value in extras:
         records[index, native.EXTRA[name]] = value.data_ptr()
     native.add_notes(tokens.record, records, before.numpy())
@@ -170,10 +175,18 @@ def column(
 ) -> Tensor:
     """One feature at some of the sites, (L', B, T)."""
     if name == "tortuosity":
-        return torch.stack([columns["path_length"][i] / group[i].extra["chord"] for i in indices])
+        return torch.stack(
+            [columns["path_length"][i] / extra_of(group[i], "chord") for i in indices]
+        )
     if name in columns:
         return columns[name][chosen(indices)]
-    return torch.stack([group[i].extra[name] for i in indices])
+    return torch.stack([extra_of(group[i], name) for i in indices])
+
+
+def extra_of(note: Note, name: str) -> Tensor:
+    """What there is of each token beside sums over entries."""
+    assert note.extra is not None
+    return note.extra[name]
 
 
 def chosen(indices: list[int]) -> slice | list[int]:

@@ -14,6 +14,7 @@ from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.results import Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
+from geomhooks.statistics.settings import check_positive, is_whole
 from geomhooks.statistics.through_lens import through_lens
 
 __all__ = ["Trajectories"]
@@ -85,9 +86,7 @@ class Trajectories(Statistic):
         max_bytes: int = 1 << 31,
         positions: int | None = None,
     ) -> None:
-        for name, value in (("tokens", tokens), ("positions", positions)):
-            if value is not None and (not is_whole(value) or value < 1):
-                raise ValueError(f"Trajectories({name}={value!r}): a positive integer is needed")
+        check_positive("Trajectories", tokens=tokens, positions=positions)
         self.contexts = check_contexts(contexts)
         self.tokens = tokens
         self.max_bytes = max_bytes
@@ -143,20 +142,14 @@ class Trajectories(Statistic):
         }
 
 
-def is_whole(value: Any) -> bool:
-    """It is an integer, and not a truth value."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def check_contexts(contexts: Any) -> int | tuple[int, ...]:
     """A number of contexts, or the ids of some.
 
     Raises:
         ValueError: it is neither, or the ids are not all different.
     """
-    if is_whole(contexts) and contexts > 0:
-        number: int = contexts
-        return number
+    if isinstance(contexts, int) and is_whole(contexts) and contexts > 0:
+        return contexts
     try:  # a tensor's or an array's numbers as well
         ids = tuple(index(number) for number in contexts)
     except TypeError:

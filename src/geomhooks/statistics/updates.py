@@ -15,6 +15,7 @@ from geomhooks.functional.updates import head_writes, update_parts
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
+from geomhooks.statistics.settings import check_positive
 
 if TYPE_CHECKING:
     from geomhooks.anatomy.additions import Addition
@@ -88,8 +89,7 @@ class Updates(Statistic):
     uses: tuple[str, ...] = ("additions",)
 
     def __init__(self, heads: bool = False, positions: int | None = None) -> None:
-        if positions is not None and (not isinstance(positions, int) or positions < 1):
-            raise ValueError(f"Updates(positions={positions!r}): a positive integer is needed")
+        check_positive("Updates", positions=positions)
         if not isinstance(heads, bool):
             raise ValueError(f"Updates(heads={heads!r}): True or False is needed")
         self.heads, self.positions = heads, positions

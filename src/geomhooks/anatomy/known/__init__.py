@@ -1,7 +1,7 @@
 """The families that are known, a file for those that are alike."""
 
 from geomhooks.anatomy.families import Family
-from geomhooks.anatomy.known import bart, bert, gemma, gpt, llama, t5, torch_layers, vit
+from geomhooks.anatomy.known import bart, bert, gemma, gpt, hardmax, llama, t5, torch_layers, vit
 
 __all__ = ["FAMILIES"]
 
@@ -14,4 +14,5 @@ FAMILIES: tuple[Family, ...] = (
     *bart.FAMILIES,
     *vit.FAMILIES,
     *torch_layers.FAMILIES,
+    *hardmax.FAMILIES,
 )
