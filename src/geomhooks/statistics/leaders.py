@@ -117,7 +117,7 @@ class Leaders(SomeForwards):
     (``seen.own_form``), else plain ones. Before the first block there is ``cluster_count`` alone.
 
     - ``any_head``: the first group with a token leading where it leads in some head, () each;
-      ``mean_heads``: the means of the others averaged over heads.
+      ``mean_heads``: the means of the others averaged over heads that have one.
     - ``words``: ``ids`` (W,) of the tokens that lead most often, ``counts`` (W,), once for each
       head in which they do, and ``total``.
     - ``conditions``: ``symmetric_share``, ``positive`` and ``negative`` eigenvalues of the
