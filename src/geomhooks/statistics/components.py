@@ -55,6 +55,8 @@ class Components(Statistic):
     ``importance`` <e, z> / |e|^2, which sums to one over the terms, ``cosine``, ``l2`` |z - e| and
     ``norm_ratio`` |z| / |e|.
 
+    Both methods at once take two watches around one forward, or a subclass with a name of its own.
+
     Taken at all blocks of a stack (``sites="blocks"``) of models that :mod:`geomhooks.anatomy`
     knows. In a forward it keeps the running terms of one hidden state, four or five times its size
     in float32, and nothing else. In training, what is added counts before dropout, and ``gap``
