@@ -24,6 +24,7 @@ from geomhooks.cli.failures import EXIT_CODES, guarded
 from geomhooks.cli.leader_words import leader_words
 from geomhooks.cli.options import names_in
 from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar, steps_bar
+from geomhooks.cli.report_command import report_file
 from geomhooks.cli.table import print_table
 from geomhooks.dictionaries import FactorDictionary, load_dictionary
 from geomhooks.statistics.encoders import digest_of
@@ -296,6 +297,7 @@ def merge(
 
 app.command("compare")(compare_files)
 app.command("factors")(show_factors)
+app.command("report")(report_file)
 
 
 def _load(name: str, *, quiet: bool = False, **options: Any) -> measuring.Reader:
