@@ -298,8 +298,8 @@ def merge(
 
 
 app.command("compare")(compare_files)
-app.command("report")(report_file)
 app.command("factors")(show_factors)
+app.command("report")(report_file)
 
 
 def _load(name: str, *, quiet: bool = False, **options: Any) -> measuring.Reader:

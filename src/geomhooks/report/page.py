@@ -27,14 +27,14 @@ __all__ = ["report_page", "write_report"]
 
 FILES = Path(__file__).parent / "page_files"
 MANY = 16  # sites, from which figures of all pairs are drawn smaller
-TRAINING = (
-    "pos_ctx/shares/pos",
-    "pos_ctx/shares/ctx",
-    "pos_ctx/stable_rank",
-    "sphere/norm/mean",
-    "sphere/step_angle/mean",
-    "sphere/anisotropy",
-)
+TRAINING = {
+    "pos_ctx/shares/pos": "The share of position",
+    "pos_ctx/shares/ctx": "The share of context",
+    "pos_ctx/stable_rank": "In how many directions positions differ",
+    "sphere/norm/mean": "How long states are",
+    "sphere/step_angle/mean": "How far blocks turn states, in radians",
+    "sphere/anisotropy": "How alike directions are",
+}
 
 
 class Entry(NamedTuple):
@@ -253,10 +253,10 @@ def _of_training(history: History, geometry: Geometry | None) -> list[Entry]:
     entries = [
         Entry(
             f"training_{scalar.replace('/', '_')}",
-            scalar,
+            heading,
             partial(figures.scalar_over_training, history, scalar),
         )
-        for scalar in TRAINING
+        for scalar, heading in TRAINING.items()
     ]
     if geometry is not None:
         for site in geometry.sites[-1:]:

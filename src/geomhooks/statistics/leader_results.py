@@ -53,7 +53,7 @@ def describe_leaders(state: Mapping[str, Any], most: int, without: bool) -> dict
             own_form=is_own_form(facts),
         ),
         "any_head": Result(**any_head),
-        "mean_heads": Result(**{name: one["mean"].mean() for name, one in heads.items()}),
+        "mean_heads": Result(**{name: one["mean"].nanmean() for name, one in heads.items()}),
         "words": describe_words(state, most, without),
         "left_out": lost[0] if without else lost.sum(),
     }

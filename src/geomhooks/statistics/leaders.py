@@ -12,6 +12,7 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.accumulators.noted import Noted
 from geomhooks.accumulators.turns import Turns, check_fraction
+from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.functional.follower_graphs import follower_graph
@@ -117,7 +118,7 @@ class Leaders(SomeForwards):
     (``seen.own_form``), else plain ones. Before the first block there is ``cluster_count`` alone.
 
     - ``any_head``: the first group with a token leading where it leads in some head, () each;
-      ``mean_heads``: the means of the others averaged over heads.
+      ``mean_heads``: the means of the others averaged over heads that have one.
     - ``words``: ``ids`` (W,) of the tokens that lead most often, ``counts`` (W,), once for each
       head in which they do, and ``total``.
     - ``conditions``: ``symmetric_share``, ``positive`` and ``negative`` eigenvalues of the
@@ -182,16 +183,14 @@ class Leaders(SomeForwards):
                 raise ValueError(
                     f"Leaders({name}={number!r}): a number from {low:g} to {high:g} is needed"
                 )
-        for name, whole in (
-            ("directions", directions),
-            ("words", words),
-            ("vocabulary", vocabulary),
-            ("positions", positions),
-            ("rows", rows),
-        ):
-            given = isinstance(whole, int) and not isinstance(whole, bool)
-            if whole is not None and (not given or whole < 1):
-                raise ValueError(f"Leaders({name}={whole!r}): a positive integer is needed")
+        check_positive(
+            "Leaders",
+            directions=directions,
+            words=words,
+            vocabulary=vocabulary,
+            positions=positions,
+            rows=rows,
+        )
         self.tolerance, self.radius, self.cosine = float(tolerance), float(radius), float(cosine)
         self.directions, self.words, self.vocabulary = directions, words, vocabulary
         self.threshold, self.positions = float(threshold), positions
