@@ -80,11 +80,11 @@ def main() -> None:
         learned, moment, log = learn(model, sites, read, unit_rows(first), arguments)
         gh.save_dictionary(
             arguments.out / f"{name}.safetensors", learned, penalty=arguments.penalty,
-            relative=True, notes={"text": Path(arguments.text).name, "sites": sites},
+            relative=True, notes={"text": text_name(arguments.text), "sites": sites},
         )  # fmt: skip
         found = {
             "model": name,
-            "text": Path(arguments.text).name,
+            "text": text_name(arguments.text),
             "sites": sites,
             "settings": settings(arguments),
             "learning": log,
@@ -116,6 +116,11 @@ def main() -> None:
         file.with_suffix(".md").write_text("\n".join(lines))
     file.write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(readings(found)), flush=True)
+
+
+def text_name(corpus: str) -> str:
+    """What a corpus is called in results."""
+    return "Brown corpus" if Path(corpus).is_dir() else Path(corpus).name
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
