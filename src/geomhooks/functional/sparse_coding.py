@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geomhooks.checks import is_whole
 from geomhooks.functional.precision import precision_on, without_autocast
 from geomhooks.functional.shapes import as_float, as_matrix
 
@@ -478,8 +479,3 @@ def check_penalty(penalty: float | Tensor, hidden: Tensor | None = None) -> None
             )
     elif not 0 <= penalty < math.inf:
         raise ValueError(f"penalty={penalty!r}: a number of at least 0 is needed")
-
-
-def is_whole(value: object) -> bool:
-    """It is an integer, and not a truth value."""
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -12,6 +12,7 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator, Sum
 from geomhooks.accumulators.learned_dictionary import NO_ID, LearnedDictionary, WaitingTokens
 from geomhooks.accumulators.table import LAST, hash_keys
+from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.functional.dictionary_learning import (
     DAMPING,
@@ -23,7 +24,7 @@ from geomhooks.functional.dictionary_learning import (
 )
 from geomhooks.functional.precision import without_autocast
 from geomhooks.functional.shapes import as_matrix
-from geomhooks.functional.sparse_coding import SparseCoder, check_penalty, exactly, is_whole
+from geomhooks.functional.sparse_coding import SparseCoder, check_penalty, exactly
 from geomhooks.results import Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
 
@@ -149,13 +150,17 @@ class FactorLearning(Statistic):
         vocabulary: int = 1 << 18,
         positions: int | None = None,
     ) -> None:
-        whole = {"size": size, "batch": batch, "updates_per_forward": updates_per_forward}
-        whole |= {"iterations": iterations, "length": length, "vocabulary": vocabulary}
-        optional = {"waiting": waiting, "positions": positions}
-        whole |= {name: value for name, value in optional.items() if value is not None}
-        for name, value in whole.items():
-            if not is_whole(value) or value < 1:
-                raise ValueError(f"FactorLearning({name}={value!r}): a positive integer is needed")
+        check_positive(
+            "FactorLearning",
+            size=size,
+            batch=batch,
+            updates_per_forward=updates_per_forward,
+            iterations=iterations,
+            length=length,
+            vocabulary=vocabulary,
+            waiting=waiting,
+            positions=positions,
+        )
         for name, number in (("step", step), ("damping", damping)):
             if not 0 < number < math.inf:
                 raise ValueError(f"FactorLearning({name}={number!r}): a positive number is needed")
