@@ -34,7 +34,7 @@ from geomhooks.functional import (
 RESULTS = Path(__file__).parent / "results" / "transformer_factors"
 HELD_OUT = 10  # one text in ten
 SETTLES = 1.5  # step times length of running means, as published
-WORDS = "left", "like", "mean", "present", "close"  # verbs, and something else
+WORDS = "left", "like", "mean"  # verbs, and something else
 SEARCHES = 8  # halvings of the interval in which a penalty is looked for
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="windows a forward")
     parser.add_argument("--length", type=int, default=64, help="tokens of a window")
     parser.add_argument("--unseen", type=int, default=800, help="held-out states to compare on")
-    parser.add_argument("--read", type=int, default=200, help="windows to see factors at work on")
+    parser.add_argument("--read", type=int, default=100, help="windows to see factors at work on")
     parser.add_argument("--dictionary", type=Path, help="a learned one, instead of learning")
     parser.add_argument("--names", type=Path, help="JSON from numbers of factors to their names")
     parser.add_argument("--candidates", type=int, default=0, help="factors to print of each level")
@@ -80,11 +80,11 @@ def main() -> None:
         learned, moment, log = learn(model, sites, read, unit_rows(first), arguments)
         gh.save_dictionary(
             arguments.out / f"{name}.safetensors", learned, penalty=arguments.penalty,
-            relative=True, notes={"text": Path(arguments.text).name, "sites": sites},
+            relative=True, notes={"text": text_name(arguments.text), "sites": sites},
         )  # fmt: skip
         found = {
             "model": name,
-            "text": Path(arguments.text).name,
+            "text": text_name(arguments.text),
             "sites": sites,
             "settings": settings(arguments),
             "learning": log,
@@ -116,6 +116,11 @@ def main() -> None:
         file.with_suffix(".md").write_text("\n".join(lines))
     file.write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(readings(found)), flush=True)
+
+
+def text_name(corpus: str) -> str:
+    """What a corpus is called in results."""
+    return "Brown corpus" if Path(corpus).is_dir() else Path(corpus).name
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -230,16 +230,20 @@ class FactorLearning(Statistic):
             carry["state"], carry["sites"] = state, 0
             if self.weigh_words:
                 known = (reading.tokens.real & (ids >= 0)).reshape(-1).to(torch.int64)
-                state["words"].value.index_add_(0, ids.reshape(-1) % self.vocabulary, known)
-        learned["tokens"].add_(keep.sum())
-        layer = hash_keys(hash_keys(learned["forwards"]) + carry["sites"])
+                words = state["words"].value
+                row = ids.reshape(-1) % self.vocabulary
+                words.index_add_(0, row.to(words.device), known.to(words.device))
+        home = learned["tokens"].device  # a model may be spread over several
+        learned["tokens"].add_(keep.sum().to(home))
+        layer = hash_keys(hash_keys(learned["forwards"]) + carry["sites"]).to(keep.device)
         carry["sites"] += 1
         places = torch.arange(keep.numel(), device=keep.device)
         priority = torch.where(keep.reshape(-1), hash_keys(layer + places), LAST)
         number = min(self.batch * self.updates_per_forward, len(priority))
         chosen = priority.topk(number, largest=False, sorted=True)
         states = hidden.reshape(-1, width)[chosen.indices].to(torch.float32)
-        sample = Sample(chosen.values, states, ids.reshape(-1)[chosen.indices])
+        found = chosen.values, states, ids.reshape(-1)[chosen.indices]
+        sample = Sample(*(part.to(home) for part in found))
         carry["sample"] = self._lowest(carry.get("sample"), sample)
 
     def _lowest(self, before: Sample | None, more: Sample) -> Sample:
