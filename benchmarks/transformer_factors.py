@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from corpora import labelled
 from environment import environment
+from factor_readings import candidates, count, layer_of, markdown, senses, summary
 from pretrained import CARRIED, pretrained
 from torch import Tensor, nn
 
@@ -27,10 +28,13 @@ from geomhooks.functional import (
     initial_dictionary,
     largest_projections,
     signal_to_noise,
+    unit_rows,
 )
 
 RESULTS = Path(__file__).parent / "results" / "transformer_factors"
 HELD_OUT = 10  # one text in ten
+SETTLES = 1.5  # step times length of running means, as published
+WORDS = "left", "like", "mean", "present", "close"  # verbs, and something else
 SEARCHES = 8  # halvings of the interval in which a penalty is looked for
 
 
@@ -40,49 +44,85 @@ def main() -> None:
     parser.add_argument("--model", default="minilm", help=f"{', '.join(CARRIED)}; name or folder")
     parser.add_argument("--text", default="documentation", help="or the Brown corpus's folder")
     parser.add_argument("--size", type=int, default=1000, help="factors")
-    parser.add_argument("--penalty", type=float, default=0.04, help="in units of a state's length")
+    parser.add_argument("--penalty", type=float, default=0.08, help="in units of a state's length")
     parser.add_argument(
-        "--steps", type=float, nargs="+", default=[0.1, 0.02], help="one after another"
+        "--steps", type=float, nargs="+", default=[0.03, 0.01], help="one after another"
     )
-    parser.add_argument("--forwards", type=int, nargs="+", default=[60, 40], help="of each step")
+    parser.add_argument("--forwards", type=int, nargs="+", default=[90, 50], help="of each step")
     parser.add_argument("--updates", type=int, default=4, help="mini-batches a forward")
     parser.add_argument("--iterations", type=int, default=40, help="of sparse coding, in learning")
     parser.add_argument("--rows", type=int, default=8, help="windows a forward")
     parser.add_argument("--length", type=int, default=64, help="tokens of a window")
     parser.add_argument("--unseen", type=int, default=800, help="held-out states to compare on")
+    parser.add_argument("--read", type=int, default=200, help="windows to see factors at work on")
+    parser.add_argument("--dictionary", type=Path, help="a learned one, instead of learning")
+    parser.add_argument("--names", type=Path, help="JSON from numbers of factors to their names")
+    parser.add_argument("--candidates", type=int, default=0, help="factors to print of each level")
+    parser.add_argument("--words", nargs="*", default=list(WORDS), help="with two senses")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a tiny model: does it run")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.size, arguments.forwards, arguments.unseen = 40, [12, 12], 200
+        arguments.read, arguments.model = 30, "tiny"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load("tiny" if arguments.quick else arguments.model)
+    model, tokenizer = load(arguments.model)
     seen, unseen = texts(arguments.text)
     sites = every_second(model)
-    read = windows(seen, tokenizer, arguments.length, arguments.seed)
-    learned, moment, log = learn(model, sites, read, arguments)
-    path = arguments.out / f"{Path(arguments.model).name}.safetensors"
-    notes = {"text": Path(arguments.text).name, "sites": sites}
-    gh.save_dictionary(path, learned, penalty=arguments.penalty, relative=True, notes=notes)
     others = windows(unseen, tokenizer, arguments.length, arguments.seed)
     hidden = states(model, sites, others, arguments.unseen, arguments.seed)
-    found = {
-        "model": Path(arguments.model).name,
-        "text": Path(arguments.text).name,
-        "sites": sites,
-        "settings": {
-            name: value
-            for name, value in vars(arguments).items()
-            if name not in ("model", "text", "out", "quick")
-        },
-        "learning": log,
-        "held_out": compare(hidden, learned, moment, arguments.penalty),
-        "environment": environment(),
-    }
-    file = arguments.out / f"{Path(arguments.model).name}.json"
+    name = Path(arguments.model).name
+    file = arguments.out / f"{name}.json"
+    if arguments.dictionary is None:
+        read = windows(seen, tokenizer, arguments.length, arguments.seed)
+        first = states(model, sites, read, arguments.size, arguments.seed)
+        learned, moment, log = learn(model, sites, read, unit_rows(first), arguments)
+        gh.save_dictionary(
+            arguments.out / f"{name}.safetensors", learned, penalty=arguments.penalty,
+            relative=True, notes={"text": Path(arguments.text).name, "sites": sites},
+        )  # fmt: skip
+        found = {
+            "model": name,
+            "text": Path(arguments.text).name,
+            "sites": sites,
+            "settings": settings(arguments),
+            "learning": log,
+            "held_out": compare(hidden, learned, moment, arguments.penalty),
+            "environment": environment(),
+        }
+        file.write_text(json.dumps(found, indent=1) + "\n")
+        print("\n".join(table(found)), flush=True)
+    found = json.loads(file.read_text())
+    kept = gh.load_dictionary(arguments.dictionary or file.with_suffix(".safetensors"))
+    coder = kept.coder(iterations=200, tolerance=1e-2)
+    counted = arguments.out / f"{name}-factors.safetensors"
+    if arguments.dictionary is None or not counted.exists():
+        geometry, seconds = count(model, sites, others[: arguments.read], coder, arguments.rows)
+        geometry.save(counted)
+        found["factors"] = summary(geometry) | {
+            "windows": min(arguments.read, len(others)),
+            "cpu_seconds_per_million_states": round(seconds),
+        }
+        if Path(arguments.text).is_dir():
+            given = model, tokenizer, sites, coder
+            found["senses"] = senses(*given, Path(arguments.text), arguments.words)
+    geometry = gh.load(counted)
+    print("\n".join(candidates(geometry, tokenizer, arguments.candidates)), flush=True)
+    if arguments.names is not None:
+        names = json.loads(arguments.names.read_text())
+        found["names"] = names
+        lines = markdown(f"{name} over {found['text']}", geometry, tokenizer, names)
+        file.with_suffix(".md").write_text("\n".join(lines))
     file.write_text(json.dumps(found, indent=1) + "\n")
-    print("\n".join(table(found)), flush=True)
+    print("\n".join(readings(found)), flush=True)
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a dictionary was learned with."""
+    names = ("size", "penalty", "steps", "forwards", "updates", "iterations", "rows", "length",
+             "unseen", "seed")  # fmt: skip
+    return {name: getattr(arguments, name) for name in names}
 
 
 def load(name: str) -> tuple[nn.Module, Any]:
@@ -127,15 +167,18 @@ def forever(read: Tensor, rows: int) -> Iterator[Tensor]:
 
 
 def learn(
-    model: nn.Module, sites: list[str], read: Tensor, how: argparse.Namespace
+    model: nn.Module, sites: list[str], read: Tensor, start: Tensor, how: argparse.Namespace
 ) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
-    """The dictionary, the second moment (d, d) of all states, and how learning went."""
-    dictionary, moment, log, batches = None, None, [], forever(read, how.rows)
+    """The dictionary, the second moment (d, d) of all states, and how learning went.
+
+    It begins with states of the text, which takes fewer mini-batches than random directions do.
+    """
+    dictionary, moment, log, batches = start, None, [], forever(read, how.rows)
     for step, forwards in zip(how.steps, how.forwards, strict=True):
         learning = gh.FactorLearning(
             how.size, how.penalty, start=dictionary, seed=how.seed, step=step,
             updates_per_forward=how.updates, iterations=how.iterations,
-            waiting=3 * 100 * how.updates,
+            waiting=3 * 100 * how.updates, revive=True, length=round(SETTLES / step),
         )  # fmt: skip
         statistics: list[gh.Statistic] = [learning]
         if moment is None:
@@ -154,7 +197,6 @@ def learn(
         if moment is None:
             mean, covariance = (geometry.stack(f"covariance.{n}") for n in ("mean", "covariance"))
             moment = (covariance + mean[:, :, None] * mean[:, None]).mean(0)
-    assert dictionary is not None
     assert moment is not None
     return dictionary, moment, log
 
@@ -174,13 +216,12 @@ def states(model: nn.Module, sites: list[str], read: Tensor, number: int, seed: 
     """Some states (N, d), as many of one layer as of another."""
     each = number // len(sites)
     rows = -(-4 * each // read.shape[1])  # of four times as many tokens
-    chosen = [0 if site.endswith("@in") else int(site.rpartition(".")[2]) + 1 for site in sites]
     with torch.no_grad():
         out = model(input_ids=read[:rows], output_hidden_states=True).hidden_states
     generator = torch.Generator().manual_seed(seed)
     picked = []
-    for layer in chosen:
-        flat = out[layer].flatten(0, 1)
+    for site in sites:
+        flat = out[layer_of(site)].flatten(0, 1)
         picked.append(flat[torch.randperm(len(flat), generator=generator)[:each]])
     return torch.cat(picked)
 
@@ -235,6 +276,21 @@ def table(found: dict[str, Any]) -> list[str]:
     return lines + [
         f"{name:>16} {held[name]['snr']:7.2f} {held[name]['l0']:6.1f}"
         for name in ("learned", "principal", "random")
+    ]
+
+
+def readings(found: dict[str, Any]) -> list[str]:
+    """What factors stand for, for a reader."""
+    factors = found["factors"]
+    lines = ["", f"factors by level: {factors['levels']}", ""]
+    lines.append(f"{'layer':>24} {'SNR':>7} {'L0':>6}  entropy of tokens: low, mid, high")
+    for site, one in factors["layers"].items():
+        entropy = " ".join(f"{value:5.2f}" for value in one["entropy"].values())
+        lines.append(f"{site:>24} {one['snr']:7.2f} {one['l0']:6.1f}  {entropy}")
+    return lines + [
+        f"{one['word']:>8} verb at {one['site']}: factor {one['factor']}, F1 {one['f1']:.3f} "
+        f"({one['f1_of_always']:.3f} of saying so always)"
+        for one in found.get("senses", [])
     ]
 
 

@@ -27,7 +27,8 @@ from small_models import write
 from small_translators import learn_pieces, new_translator, train
 from translator_checkpoints import load_run, look
 from why_bother_figures import draw_figures
-from why_bother_statistics import Run, analyse
+from why_bother_runs import Run
+from why_bother_statistics import analyse
 from why_bother_table import table
 
 RESULTS = Path(__file__).parent / "results" / "why_bother"

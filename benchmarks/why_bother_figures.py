@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from translator_checkpoints import INDICATORS, TERMS
-from why_bother_statistics import Key, Run
+from why_bother_runs import Key, Run
 from word_figures import save
 
 __all__ = ["draw_figures"]
@@ -70,7 +70,7 @@ def layers_figure(runs: list[Run], result: dict[str, Any]) -> Figure:
             panel.axhline(0, color="black", linewidth=0.4)
             panel.set_xticks(range(len(values)))
             panel.grid(alpha=0.3)
-        line[-1].legend(fontsize=8)
+        line[2].legend(fontsize=8, ncols=2)
     figure.supxlabel(
         "layer. Solid: the seeds of one condition, bars over tokens of the first; dotted: the other"
     )

@@ -6,82 +6,33 @@ all tokens of a run's own translations at each checkpoint, in the decoder's last
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from translator_checkpoints import INDICATORS, TERMS, Checkpoint
+from translator_checkpoints import INDICATORS, TERMS
+from why_bother_causality import causality
+from why_bother_runs import Key, Run, is_flat, keys, layers, number, numbers
 
 from geomhooks.functional.compare import (
     change_agreement,
     condition_test,
     curve_agreement,
-    granger_test,
-    holm,
     rank_agreement,
     sentence_overlap,
-    settled,
     warping_distances,
 )
 
-__all__ = ["Key", "Run", "analyse", "keys"]
+__all__ = ["analyse"]
 
 DRAWS = 200  # of each bootstrap
 QUALITIES = ("BLEU", "chrF", "loss", "step")
 QUARTER = 100  # outputs of each quarter of quality, as published
 SAMPLED = 2000  # pairs of checkpoints of one sentence
 DEALS = 49  # of the tokens of a sentence
-LEVEL = 0.01  # as published
-MOST_LAGS = 15
-
-
-class Run(NamedTuple):
-    """The checkpoints of a training."""
-
-    name: str
-    condition: str
-    checkpoints: list[Checkpoint]
-
-    def quality(self, name: str) -> Tensor:
-        """(S,) of each checkpoint; less loss is better."""
-        if name == "step":
-            return torch.tensor([float(one.step) for one in self.checkpoints])
-        sign = -1 if name == "loss" else 1
-        return torch.tensor([sign * one.quality[name] for one in self.checkpoints]).double()
-
-    def series(self, key: Key, layer: int = -1, decoding: str = "generated") -> Tensor:
-        """(S,) means over all tokens."""
-        rows = [
-            c.means[decoding, key.method][layer, key.at, key.indicator] for c in self.checkpoints
-        ]
-        return torch.tensor(rows).double()
-
-
-class Key(NamedTuple):
-    """One indicator of one term."""
-
-    method: str
-    indicator: int
-    term: str
-
-    @property
-    def at(self) -> int:
-        """Which of the method's terms."""
-        return TERMS[self.method].index(self.term)
-
-    def __str__(self) -> str:
-        return f"{self.method}/{INDICATORS[self.indicator]}/{self.term}"
-
-
-def keys() -> Iterator[Key]:
-    """All of both methods."""
-    for method, terms in TERMS.items():
-        for indicator in range(len(INDICATORS)):
-            for term in terms:
-                yield Key(method, indicator, term)
 
 
 def analyse(runs: list[Run]) -> dict[str, Any]:
@@ -98,6 +49,7 @@ def analyse(runs: list[Run]) -> dict[str, Any]:
         "warping": warping(runs),
         "forced_agreement": forced_agreement(runs),
         "overlap": overlap(runs),
+        "matched": matched(runs),
         "generated_and_forced": generated_and_forced(runs),
         "causality": causality(runs),
     }
@@ -314,75 +266,31 @@ def generated_and_forced(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def causality(runs: list[Run]) -> dict[str, Any]:
-    """Granger's test of every term at every layer on BLEU, after as many differences as both need.
+def matched(runs: list[Run]) -> dict[str, Any]:
+    """How far the last run is from those of the first condition, at equal steps and equal losses.
 
-    Beside it two controls: BLEU on the terms, and the terms of one run on the BLEU of the next,
-    which cannot be a cause.
+    For each key the mean absolute difference over the second half of the last run's checkpoints:
+    "seeds", of the first condition's runs to each other; "step"; and "loss", where their series are
+    taken, between checkpoints, at the loss that the last run has.
     """
-    kinds = ("terms to BLEU", "BLEU to terms", "terms to BLEU of another run")
-    p_values: dict[str, list[float]] = {kind: [] for kind in kinds}
-    smallest: dict[str, list[float]] = {kind: [] for kind in kinds}
-    names, taken, lags = [], [], 0
-    targets = [run.quality("BLEU") for run in runs]
-    if any(is_flat(target) for target in targets):
-        return {"reason": "the BLEU of a run never changes"}
-    needed = [settled(target).differences for target in targets]
+    seeds = [run for run in runs if run.condition == runs[0].condition]
+    other = runs[-1]
+    late = slice(len(other.checkpoints) // 2, None)
+    wanted = other.quality("loss").numpy()[late]
+    found: dict[str, Any] = {}
     for key in keys():
-        for layer in range(1, layers(runs)):
-            for at, run in enumerate(runs):
-                series = run.series(key, layer)
-                own = settled(series).differences
-                names.append(f"{key}, layer {layer}, {run.name}")
-                taken.append(own)
-                following = (at + 1) % len(runs)
-                for kind, target in zip(kinds, (at, at, following), strict=True):
-                    times = max(own, needed[target])
-                    sides = [
-                        torch.from_numpy(np.diff(side.numpy(), times))
-                        for side in (series, targets[target])
-                    ]
-                    cause, effect = sides[::-1] if kind == kinds[1] else sides
-                    test = granger_test(cause, effect, most_lags=MOST_LAGS)
-                    p_values[kind].append(test.p_value)
-                    smallest[kind].append(test.uncorrected)
-                    lags = max(lags, len(test.p_values))
-    found: dict[str, Any] = {
-        "differences of BLEU": needed,
-        "differences of terms": [taken.count(times) for times in range(3)],
-        "most lags": lags,
-        "tests": len(names),
-    }
-    for kind in kinds:
-        corrected = holm(p_values[kind])
-        found[kind] = {
-            "published rule": sum(p <= LEVEL for p in smallest[kind]),
-            "corrected for lags": sum(p <= LEVEL for p in p_values[kind]),
-            "corrected for all": int((corrected <= LEVEL).sum()),
-            "smallest p": number(float(corrected.min())),
+        own = other.series(key).numpy()[late]
+        series = [run.series(key).numpy() for run in seeds]
+        at_loss = [
+            np.interp(wanted, np.maximum.accumulate(run.quality("loss").numpy()), values)
+            for run, values in zip(seeds, series, strict=True)
+        ]
+        found[str(key)] = {
+            name: number(float(np.mean([np.abs(one - two).mean() for one, two in pairs])))
+            for name, pairs in (
+                ("seeds", [(one[late], two[late]) for one, two in combinations(series, 2)]),
+                ("step", [(own, one[late]) for one in series]),
+                ("loss", [(own, one) for one in at_loss]),
+            )
         }
-    best = holm(p_values[kinds[0]])
-    found["causes"] = {
-        names[at]: number(float(best[at])) for at in torch.nonzero(best <= 0.05)[:, 0].tolist()
-    }
     return found
-
-
-def layers(runs: list[Run]) -> int:
-    """Sites of the decoder."""
-    return len(runs[0].checkpoints[0].means["generated", "by_part"])
-
-
-def is_flat(series: Tensor) -> bool:
-    """Nothing to be compared."""
-    return float(series.max() - series.min()) <= 1e-9 * float(series.abs().max())
-
-
-def number(value: float) -> float | None:
-    """With five digits, as a file has it; what is not finite is none."""
-    return float(f"{value:.5g}") if np.isfinite(value) else None
-
-
-def numbers(values: Any) -> list[float | None]:
-    """Of several."""
-    return [number(float(value)) for value in values]

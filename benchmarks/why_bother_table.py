@@ -24,6 +24,7 @@ def table(result: dict[str, Any]) -> str:
         in_short(result),
         changes(result, names),
         *(agreement(result, method, names, same) for method in TERMS),
+        matched(result),
         sentences(result, names),
         causality(result),
     ]
@@ -161,6 +162,22 @@ def agreement(result: dict[str, Any], method: str, names: list[str], same: list[
     ]
 
 
+def matched(result: dict[str, Any]) -> list[str]:
+    """How far apart conditions are when they are equally far or equally good."""
+    rows = [
+        [key.replace("_", " ").replace("/", ", "), *(f"{value:.3f}" for value in row.values())]
+        for key, row in result["matched"].items()
+    ]
+    return [
+        "## The other condition at equal steps, and at equal loss",
+        "",
+        "Mean absolute difference over the second half of its checkpoints from the seeds, and of "
+        "the seeds from each other.",
+        "",
+        *markdown(["term", "seeds", "equal step", "equal loss"], rows),
+    ]
+
+
 def sentences(result: dict[str, Any], names: list[str]) -> list[str]:
     """Correlations with the chrF of sentences."""
     found = result["sentences"]
@@ -192,8 +209,9 @@ def causality(result: dict[str, Any]) -> list[str]:
         "",
         f"{found['tests']} series of terms (all layers), 1 to {found['most lags']} lags; BLEU "
         f"was differenced {found['differences of BLEU']} times, of the terms "
-        f"{found['differences of terms']} not, once and twice. How many pass at 0.01, and the "
-        "smallest p-value corrected for all.",
+        f"{found['differences of terms']} not, once and twice, after which both tests call all but "
+        f"{found['not stationary even then']} stationary. How many pass at 0.01, and the smallest "
+        "p-value corrected for all.",
         "",
         *markdown(["", "published rule", "corrected for lags", "for all tests", "p"], rows),
     ]

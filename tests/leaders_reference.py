@@ -303,6 +303,12 @@ def leaders(texts: Sequence[Text], options: Options) -> tuple[list[Numbers], flo
 LOOSE = {"ratio": 1e-3, "step": 1e-3, "unexplained": 1e-3, "softness": 1e-4, "entropy": 1e-4}
 
 
+def of_numbers(values: np.ndarray) -> float:
+    """The mean of those that are numbers."""
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if len(there) else np.nan
+
+
 def numbers_of(kept: dict[str, list[Any]], words: np.ndarray | None) -> Numbers:
     """Moments of what was kept at one site, and its words."""
     out: Numbers = {}
@@ -318,7 +324,7 @@ def numbers_of(kept: dict[str, list[Any]], words: np.ndarray | None) -> Numbers:
             prefix = name.removesuffix(short)
             mean = found["mean"]
             out[f"{prefix}mean_heads.{short}"] = Expected(
-                mean.value.mean(), np.abs(mean.scale).max(), mean.rtol
+                of_numbers(mean.value), np.abs(mean.scale).max(), mean.rtol
             )
     if words is None:
         return out

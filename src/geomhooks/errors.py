@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "AnatomyError",
+    "FigureError",
     "FileFormatError",
     "GeomhooksError",
     "HistoryError",
@@ -55,6 +56,10 @@ class UnidentifiedError(GeomhooksError, ValueError):
 
 class AnatomyError(GeomhooksError, ValueError):
     """A model's family is not known, or it is not made as its family is described."""
+
+
+class FigureError(GeomhooksError, ValueError):
+    """A figure was asked for of what is not there to be shown."""
 
 
 class MissingExtraError(GeomhooksError, ImportError):

@@ -127,6 +127,12 @@ class Result(Mapping[str, Any]):
             f"Result({', '.join(f'{name}={show(value)}' for name, value in self._values.items())})"
         )
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: numbers, shapes, and small curves."""
+        from geomhooks.report.notebook import result_html
+
+        return result_html(self)
+
     def scalars(
         self, prefix: str = "", wanted: Callable[[str], bool] | None = None
     ) -> dict[str, float]:

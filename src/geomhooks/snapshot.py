@@ -115,6 +115,12 @@ class Geometry:
             f"Geometry({self._state.model}, {len(self)} sites: {', '.join(self._state.statistics)})"
         )
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a row for each site, with small curves by position."""
+        from geomhooks.report.notebook import geometry_html
+
+        return geometry_html(self)
+
     @property
     def measured_on(self) -> str:
         """The model's class, name and number of parameters."""

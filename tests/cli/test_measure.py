@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,26 @@ def test_paths_of_words(cli, bert: Path, text: Path):
     assert int(counted) == geometry.tokens[""]["real"]
     assert geometry.stack("trajectories.states").shape[1:] == (8, 16, 16)
     assert (found.trajectories.token_ids >= 0).equal(found.trajectories.filled)
+
+
+def test_leaders(cli, bert: Path, text: Path):
+    """How tokens cluster at each block, and the words that lead there."""
+    arguments = ("measure", bert, "--text", text, "--statistics", "leaders", "--max-length", 16)
+    result = cli(*arguments)
+    assert result.code == 0, result.err
+    geometry = gh.load("geometry.safetensors")
+    vocabulary = ["[UNK]", *WORDS, "[CLS]", "[SEP]", "[PAD]"]
+    for site in geometry.sites:
+        found = geometry[site].leaders
+        assert f"{float(found.cluster_count.mean):.1f}" in result.out
+        if "words" in found:
+            assert f"{float(found.mean_heads.leaders):.2f}" in result.out
+            word, count = vocabulary[int(found.words.ids[0])], int(found.words.counts[0])
+            assert re.search(rf"{re.escape(site)} +{re.escape(word)} {count}\b", result.out)
+    assert "words that lead" in result.out
+    again = cli(*arguments, "--resume")
+    assert again.code == 0, again.err
+    assert "words that lead" in again.out
 
 
 def test_several_texts_and_json_lines(cli, bert: Path, tmp_path: Path):

@@ -461,3 +461,17 @@ CASES = {
         ),
     )
 }
+
+
+# What depends on the order of batches has no dense numbers: it goes through each way to run the
+# same forwards, and has to come out the same.
+ORDERED = {
+    "factor_learning": Case(
+        "factor_learning",
+        lambda: gh.FactorLearning(
+            12, 0.1, batch=10, waiting=20, updates_per_forward=2, iterations=20, revive=True
+        ),
+        lambda dense: {},
+        lambda geometry, _: geometry.model.factor_learning,
+    )
+}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import geomhooks as gh
-from tests.conformance.cases import CASES
+from tests.conformance.cases import CASES, ORDERED
 from tests.conformance.harness import (
     POSITIONS,
     WIDTH,
@@ -25,6 +25,7 @@ from tests.conformance.harness import (
     Subject,
     compare,
     dense,
+    flatten,
     plant,
 )
 from tests.models import Stack
@@ -300,6 +301,20 @@ TURNS = [
 def test_way(case: Case, way: Way, dtype: torch.dtype) -> None:
     subject = Subject(case, dtype, plant(seed=1))
     subject.check(way(subject))
+
+
+@pytest.mark.parametrize("case", ORDERED.values(), ids=ORDERED.keys())
+def test_way_of_what_depends_on_order(case: Case) -> None:
+    """Out comes what the same forwards give when they are simply run."""
+    subject = Subject(case, torch.float32, plant(seed=1, number=24))
+    plain = flatten(case.find(stream(subject, subject.model), ""))
+    for run in WAYS:
+        torch._dynamo.reset()
+        found = flatten(case.find(run(subject), ""))
+        assert found.keys() == plain.keys(), run.__name__
+        for name, value in plain.items():
+            close = torch.allclose(found[name], value, rtol=1e-4, atol=1e-5)
+            assert close, f"{run.__name__}: {name}"
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

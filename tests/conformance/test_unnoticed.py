@@ -29,6 +29,7 @@ def known_geometry() -> gh.Geometry:
 
 STATISTICS = {name: case.statistic for name, case in CASES.items()} | {
     "attention": lambda: gh.Attention(known_geometry()),
+    "factor_learning": lambda: gh.FactorLearning(20, batch=10, waiting=10, iterations=5),
     "factors": lambda: gh.Factors(torch.eye(16), 0.01, iterations=5),
     "factors of texts": lambda: gh.Factors(torch.eye(16), 0.01, iterations=5, one_per_text=True),
 }

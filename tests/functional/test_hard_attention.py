@@ -23,6 +23,7 @@ from geomhooks.functional import (
     tokens_outside,
 )
 from geomhooks.functional.follower_graphs import FollowerGraph
+from geomhooks.functional.hard_attention import means_by_look_up, means_by_product
 from geomhooks.functional.token_covers import cover_tokens, random_directions
 
 
@@ -109,6 +110,24 @@ def test_blocks_are_the_whole(block: int) -> None:
     )
     torch.testing.assert_close(found.before, (states[:, None] - means).norm(dim=-1))
     torch.testing.assert_close(found.after, (moved[:, None] - means).norm(dim=-1))
+
+
+def test_means_of_targets_by_either_way() -> None:
+    """That of processors and that of other devices; a mean of nothing is no number."""
+    torch.manual_seed(0)
+    chosen, states = torch.rand(2, 3, 5, 7) < 0.2, torch.randn(2, 7, 4, dtype=torch.float64)
+    chosen[0, 0, 0] = False
+    targets, ties = chosen.to(torch.uint8).argmax(-1), chosen.sum(-1)
+    assert {0, 1, 2} <= set(ties.flatten().tolist())
+    expected = torch.full((2, 5, 3, 4), torch.nan, dtype=torch.float64)
+    for b, h, r in (ties > 0).nonzero().tolist():
+        expected[b, r, h] = states[b, chosen[b, h, r]].mean(0)
+    found = [
+        means_by_product(chosen, ties, states),
+        means_by_look_up(chosen, targets, ties, states),
+    ]
+    for means in found:
+        torch.testing.assert_close(means, expected, equal_nan=True)
 
 
 def test_ties_are_averaged() -> None:

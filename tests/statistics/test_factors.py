@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ class Autoencoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
+
+
+@dataclass
+class Settings:
+    """What is no weight of an autoencoder."""
+
+    k: int
 
 
 @torch.no_grad()
@@ -186,6 +194,11 @@ def test_a_file_knows_its_encoder_by_a_digest(tmp_path: Path) -> None:
     ):
         with pytest.raises(SchemaError, match=r"factors\.(encoder|penalty) differs"):
             gh.merge([loaded, measure(other, TEXTS[3:])])
+    modules = Autoencoder(), Autoencoder(), Autoencoder()
+    for module, largest in zip(modules, (3, 3, 4), strict=True):
+        module.cfg = Settings(largest)
+    digests = [gh.Factors(encoder=module).encoder for module in modules]
+    assert digests[0] == digests[1] != digests[2]
     digest = gh.Factors(dictionary(), 0.2).encoder
     with pytest.raises(SiteError, match="knows its encoder by its digest alone; give the diction"):
         measure(gh.Factors(encoder=digest, factors=FACTORS), TEXTS)

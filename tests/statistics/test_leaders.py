@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import geomhooks as gh
 from geomhooks.accumulators.turns import is_chosen
@@ -26,7 +28,7 @@ from geomhooks.functional import leaders_over_depth, random_directions
 from geomhooks.models import HardmaxClassifier, HardmaxConfig
 from geomhooks.statistics.leader_context import Context, score_rows
 from tests.anatomy import stacked
-from tests.anatomy.models import MODELS, VOCABULARY, make, token_ids
+from tests.anatomy.models import MODELS, VOCABULARY, gpt2, make, token_ids
 from tests.conformance.harness import compare
 from tests.leaders_reference import Layer, Options, Text, leaders
 from tests.models import minilm, texts, tiny_gpt2_lm
@@ -83,12 +85,18 @@ def test_scores_are_the_models_own(name: str) -> None:
 def test_scores_of_models_of_several_stacks(name: str) -> None:
     """With biases of distance, of encoders and decoders, of text, sounds and pixels."""
     model, inputs, statistic = stacked.make(name), stacked.STACKED[name][2](True), Scores()
-    with torch.no_grad(), gh.watch(model, sites="blocks", statistics=[statistic]):
+    with torch.no_grad(), gh.watch(model, sites="blocks", statistics=[statistic]) as watch:
         out = model(**inputs.call, output_attentions=True)
     if "encoder_attentions" in out:
         groups = [(out.encoder_attentions, inputs.source), (out.decoder_attentions, inputs.target)]
     else:
         groups = [(out.attentions, inputs.source)]
+    geometry = watch.geometry()
+    for site in statistic.found:
+        found = geometry[site].scores
+        assert int(found.left_out) == 0
+        assert found.leaders.count.unique().tolist() == [len(inputs.source)]
+        assert (found.basins.min >= 1).all()
     own = [(shares, real) for of_stack, real in groups for shares in of_stack]
     assert len(own) == len(statistic.found)
     for found, (shares, real) in zip(statistic.found.values(), own, strict=True):
@@ -159,6 +167,48 @@ def test_blocks_of_rows_change_nothing() -> None:
     for rows in (1, 4):
         parts = measure(model, batches, gh.Leaders(rows=rows))
         assert parts.scalars() == pytest.approx(whole.scalars(), rel=1e-5, nan_ok=True)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the shapes of all tensors that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.shapes |= {tuple(one.shape) for one in tree_leaves(out) if isinstance(one, Tensor)}
+        return out
+
+
+class Sized(gh.Leaders):
+    """Notes the shapes of all tensors that it makes."""
+
+    def __init__(self) -> None:
+        super().__init__(rows=16)
+        self.sizes = Sizes()
+
+    def update(self, state: Any, reading: Any) -> None:
+        with self.sizes:
+            super().update(state, reading)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mpnet"])
+def test_no_matrix_of_all_pairs_is_made(name: str) -> None:
+    """Not of scores, nor of masks, of biases of distance or of places."""
+    length, statistic = 200, Sized()
+    model = gpt2(n_positions=length, n_layer=2) if name == "gpt2" else stacked.encoder(
+        "MPNet", max_position_embeddings=length + 2
+    )  # fmt: skip
+    ids = token_ids(2, length)
+    mask = torch.ones_like(ids)
+    mask[1, -3:] = 0
+    with torch.no_grad(), gh.watch(model.eval(), statistics=[statistic]):
+        model(input_ids=ids, attention_mask=mask)
+    shapes = statistic.sizes.shapes
+    assert any(shape[-2:] == (16, length) for shape in shapes)
+    assert not [shape for shape in shapes if shape[-2:] == (length, length)]
 
 
 def test_tokens_generated_with_a_cache_are_left_out() -> None:
@@ -248,8 +298,6 @@ def test_a_fraction_of_the_forwards() -> None:
 
 def identity_head(width: int = 4) -> nn.Module:
     """A GPT-2 whose one head looks by the identity and adds twice of what it looks at."""
-    from tests.anatomy.models import gpt2
-
     model = gpt2(n_layer=1, n_embd=width, n_head=1)
     with torch.no_grad():
         block = model.get_submodule("h.0")

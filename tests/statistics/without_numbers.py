@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -36,7 +37,9 @@ def update_on_meta(statistic: Statistic, *, packed: bool) -> dict[str, gh.Accumu
             lens = LogitLens(torch.zeros(11, 8), torch.zeros(11), freeze, 30.0)
             plans = {name: a.observe(tokens) for name, a in shared.items()}
             kept = SimpleNamespace(keep=tokens.real)
-            reading = Reading(site, {"out": hidden}, tokens, kept, gain, plans, {}, lens=lens)
+            carry: dict[Any, Any] = {}
+            reading = Reading(site, {"out": hidden}, tokens, kept, gain, plans, carry, lens=lens)
             assert statistic.takes(plans)
             statistic.update(state, reading)
+            statistic.finish(carry)
     return {**shared, **state}

@@ -13,7 +13,7 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator, Field
 from geomhooks.accumulators.table import LAST, hash_keys
 from geomhooks.errors import SchemaError
-from geomhooks.functional.dictionary_learning import LENGTH, DictionaryStep, initial_dictionary
+from geomhooks.functional.dictionary_learning import DictionaryStep, initial_dictionary
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -102,11 +102,14 @@ class LearnedDictionary(Unmergeable):
         factors: F.
         width: d.
         seed: of the directions that it begins with.
+        length: of running means, in mini-batches.
         start: (F, d) what it begins with instead.
     """
 
-    def __init__(self, factors: int, width: int, seed: int, start: Tensor | None = None) -> None:
-        self.seed, self.start = seed, start
+    def __init__(
+        self, factors: int, width: int, seed: int, length: int, start: Tensor | None = None
+    ) -> None:
+        self.seed, self.length, self.start = seed, length, start
         each, one = (factors,), ()
         super().__init__(
             {
@@ -120,6 +123,7 @@ class LearnedDictionary(Unmergeable):
                 "noise": Field(one, torch.float64),
                 "active": Field(one, torch.float64),
                 "objective": Field(one, torch.float64),
+                "given": Field(one, torch.bool, False),  # what it began with, by a caller
                 "forwards": Field(one, torch.int64),
                 "tokens": Field(one, torch.int64),
                 "updates": Field(one, torch.int64),
@@ -147,6 +151,18 @@ class LearnedDictionary(Unmergeable):
             start = initial_dictionary(*dictionary.shape, seed=self.seed)
         with torch.inference_mode(False), torch.no_grad():
             dictionary.copy_(start)
+            self["given"].fill_(self.start is not None)
+
+    @property
+    def maturity(self) -> Tensor:
+        """What the next mean of squares is to be divided by: 1, or what it lacks while it is young.
+
+        It begins with zero. Long first steps lead from random directions to better factors sooner,
+        but from a dictionary that was given they would lead away.
+        """
+        weight = self["weight"]
+        young = torch.lerp(weight, torch.ones_like(weight), 1 / self.length)
+        return torch.where(self["given"], young, 1.0).to(torch.float32)
 
     def note(
         self,
@@ -177,14 +193,14 @@ class LearnedDictionary(Unmergeable):
         }
         for name, value in means.items():
             mine = self[name]
-            self._replace(name, torch.lerp(mine, value.to(mine.dtype), 1 / LENGTH), ready)
+            self._replace(name, torch.lerp(mine, value.to(mine.dtype), 1 / self.length), ready)
         self._replace("idle", torch.where(used.any(0), 0, self["idle"] + 1), ready)
         self["updates"].add_(ready.to(torch.int64))
 
     @property
     def dead(self) -> Tensor:
         """(F,) bool, factors that the mini-batches of a running mean's length had no use for."""
-        return self["idle"] >= LENGTH
+        return self["idle"] >= self.length
 
     def revive(self, ready: Tensor, residual: Tensor) -> None:
         """Point dead factors, at most as many as there are residuals (n, d), along these.

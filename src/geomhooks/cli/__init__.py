@@ -1,4 +1,4 @@
-"""The command line: ``geomhooks demo``, ``measure``, ``factors``, ``merge`` and ``compare``."""
+"""The command line: ``demo``, ``measure``, ``factors``, ``merge``, ``compare`` and ``report``."""
 
 from __future__ import annotations
 

@@ -21,8 +21,10 @@ from geomhooks.cli import training
 from geomhooks.cli.compare_command import compare_files
 from geomhooks.cli.factors_command import show_factors
 from geomhooks.cli.failures import EXIT_CODES, guarded
+from geomhooks.cli.leader_words import leader_words
 from geomhooks.cli.options import names_in
 from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar, steps_bar
+from geomhooks.cli.report_command import report_file
 from geomhooks.cli.table import print_table
 from geomhooks.dictionaries import FactorDictionary, load_dictionary
 from geomhooks.statistics.encoders import digest_of
@@ -211,6 +213,7 @@ def measure(
     out the documents, keep a checkpoint each, and write one file.
     """
     ranks = measuring.Ranks.started()
+    readers: list[measuring.Reader] = []
 
     def prepare() -> measuring.Run | gh.Geometry:
         """The run that is to be done, or the geometry that is there already."""
@@ -228,6 +231,7 @@ def measure(
             device=ranks.device(device),
             dtype=dtype,
         )
+        readers.append(reader)
         settings = measuring.Settings(
             model=model,
             text=tuple((source.name, source.digest) for source in sources),
@@ -260,7 +264,7 @@ def measure(
         finished = ranks.gather(isinstance(whole, gh.Geometry))[0]
         if isinstance(whole, gh.Geometry):
             Console(stderr=True).print(f"{out} is finished already", highlight=False)
-            print_table(whole)
+            _print(whole, readers[0])
         elif not finished:
             tokens = sum(ranks.gather(whole.progress.tokens))
             if tokens and ranks.rank == 0:
@@ -293,6 +297,7 @@ def merge(
 
 app.command("compare")(compare_files)
 app.command("factors")(show_factors)
+app.command("report")(report_file)
 
 
 def _load(name: str, *, quiet: bool = False, **options: Any) -> measuring.Reader:
@@ -342,13 +347,21 @@ def _read(whole: measuring.Run, out: Path) -> gh.Geometry:
         ranks.gather(mine)
     if ranks.rank:
         return geometry
-    print_table(geometry)
+    _print(geometry, whole.reader)
     progress = whole.progress
     typer.echo(
         f"{progress.tokens:,} tokens of {progress.contexts:,} contexts in {progress.seconds:.0f} s;"
         f" wrote {out} ({out.stat().st_size / 1e6:.1f} MB)\n"
     )
     return geometry
+
+
+def _print(geometry: gh.Geometry, reader: measuring.Reader) -> None:
+    """The table of a geometry, and of the words that lead where they were counted."""
+    print_table(geometry)
+    words = leader_words(geometry, reader.spell)
+    if words is not None:
+        print_table(words)
 
 
 def _check_earlier_runs(

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from geomhooks.errors import SiteError, WatchError
 from geomhooks.forwards.calls import Call, Statement
 from geomhooks.forwards.tokens import Tokens
+from geomhooks.functional.precision import without_autocast
 from geomhooks.reductions import Reduced
 
 if TYPE_CHECKING:
@@ -126,14 +127,6 @@ def own_what_is_carried(carry: dict[Any, dict[Any, Any]], borrowed: Iterable[Ten
 
     for name, scratch in carry.items():
         carry[name] = {key: tree_map_only(Tensor, own, value) for key, value in scratch.items()}
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Where sums keep the precision that they are asked for in."""
-    kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
 
 
 def outside_transforms() -> AbstractContextManager[Any]:

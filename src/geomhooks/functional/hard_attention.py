@@ -236,15 +236,28 @@ def shares_of(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def means_of(chosen: Tensor, targets: Tensor, ties: Tensor, states: Tensor) -> Tensor:
     """(B, R, H, d) means of the states of the targets; NaN of nothing."""
-    batch, heads, number = chosen.shape[:3]
-    if states.device.type != "cpu":
-        share = chosen.to(states) / ties[..., None]
-        return (share.transpose(1, 2).flatten(1, 2) @ states).view(batch, number, heads, -1)
-    # A processor looks up the states of single targets, and adds up where there are several.
+    if states.device.type == "cpu":
+        return means_by_look_up(chosen, targets, ties, states)
+    return means_by_product(chosen, ties, states)
+
+
+def means_by_product(chosen: Tensor, ties: Tensor, states: Tensor) -> Tensor:
+    """The same, by one product, whose size does not depend on what is chosen."""
+    batch, heads, number = ties.shape
+    share = (chosen.to(states) / ties[..., None]).transpose(1, 2)
+    return (share.flatten(1, 2) @ states).view(batch, number, heads, -1)
+
+
+def means_by_look_up(chosen: Tensor, targets: Tensor, ties: Tensor, states: Tensor) -> Tensor:
+    """The same: single targets, which most are, are looked up, and only others added up.
+
+    It looks at how many there are, which on a processor costs nothing.
+    """
+    batch, heads, number = ties.shape
     means = states.new_empty(batch, number, heads, states.shape[-1])
     for row, mean in enumerate(means):
-        several = ties[row].T != 1
         mean.copy_(states[row, targets[row].T])
+        several = ties[row].T != 1
         some = chosen[row].transpose(0, 1)[several].to(states)
         mean[several] = some @ states[row] / ties[row].T[several][:, None]
     return means

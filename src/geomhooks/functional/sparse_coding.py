@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomhooks.functional.precision import precision_on
+from geomhooks.checks import is_whole
+from geomhooks.functional.precision import precision_on, without_autocast
 from geomhooks.functional.shapes import as_float, as_matrix
 
 __all__ = [
@@ -171,7 +172,7 @@ class SparseCoder:
             if penalty.ndim:
                 penalty = penalty.expand(hidden.shape[:-1]).reshape(-1, 1)
         find = self._fixed if self.tolerance is None else self._until
-        with torch.autocast(rows.device.type, enabled=False):
+        with without_autocast(rows.device):
             codes = find(rows, penalty)
         return codes.to(kind).view(*hidden.shape[:-1], self.factors)
 
@@ -478,8 +479,3 @@ def check_penalty(penalty: float | Tensor, hidden: Tensor | None = None) -> None
             )
     elif not 0 <= penalty < math.inf:
         raise ValueError(f"penalty={penalty!r}: a number of at least 0 is needed")
-
-
-def is_whole(value: object) -> bool:
-    """It is an integer, and not a truth value."""
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -31,6 +31,7 @@ class Reader:
         length: the most tokens of a context.
         pad: the token id that fills up a batch; it is masked.
         missing: weights that the checkpoint lacks, so that they are random.
+        spell: gives the tokens of ids.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Reader:
     length: int
     pad: int
     missing: tuple[str, ...]
+    spell: Callable[[list[int]], list[str]]
 
 
 def load_model(
@@ -97,6 +99,7 @@ def load_model(
         length=length,
         pad=next(token for token in pads if token is not None),
         missing=tuple(sorted(key for key in info["missing_keys"] if "pooler" not in key)),
+        spell=lambda ids: [str(token) for token in tokenizer.convert_ids_to_tokens(ids)],
     )
 
 

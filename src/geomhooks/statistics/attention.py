@@ -12,6 +12,7 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Sum
 from geomhooks.accumulators.turns import check_fraction
+from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.logit_shares import (
@@ -27,7 +28,6 @@ from geomhooks.reductions.plain import sum_by_context
 from geomhooks.results import Lazy, Result, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site
 from geomhooks.statistics.looked_at import continued, looked_at
-from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.some_forwards import OF_A_SAMPLE, SomeForwards
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.accumulators.table import EMPTY, Table, hash_keys
+from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.indicators import Indicators, indicators
@@ -19,7 +20,6 @@ from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
 from geomhooks.statistics.looked_at import continued, looked_at
-from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.subset_scores import add_scores, score_sums, scores, subsets, targets_of
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Components(Statistic):
     Of each term z it keeps the indicators of :func:`geomhooks.functional.indicators`:
     ``importance`` <e, z> / |e|^2, which sums to one over the terms, ``cosine``, ``l2`` |z - e| and
     ``norm_ratio`` |z| / |e|.
+
+    Both methods at once take two watches around one forward, or a subclass with a name of its own.
 
     Taken at all blocks of a stack (``sites="blocks"``) of models that :mod:`geomhooks.anatomy`
     knows. In a forward it keeps the running terms of one hidden state, four or five times its size

@@ -12,6 +12,7 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.turns import check_fraction
+from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.functional.rank import effective_rank
 from geomhooks.functional.spectrum import (
@@ -22,7 +23,6 @@ from geomhooks.functional.spectrum import (
 )
 from geomhooks.results import Lazy, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site
-from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.some_forwards import OF_A_SAMPLE, SomeForwards
 
 __all__ = ["Covariance"]

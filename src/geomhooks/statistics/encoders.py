@@ -139,6 +139,10 @@ def _parts(encoder: Any) -> Iterator[tuple[str, Any]]:
     """What an encoder is made of, by name; nothing that was derived of it."""
     if isinstance(encoder, nn.Module):
         yield from sorted(encoder.state_dict().items())
+        settings = getattr(encoder, "cfg", None)  # as SAELens has it; k, for one, is no weight
+        if is_dataclass(settings):
+            names = (f.name for f in fields(settings) if f.name != "device")
+            yield from ((f"cfg.{name}", getattr(settings, name)) for name in names)
     elif is_dataclass(encoder):
         yield from ((f.name, getattr(encoder, f.name)) for f in fields(encoder) if f.init)
     else:

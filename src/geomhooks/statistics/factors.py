@@ -10,13 +10,13 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Sum
 from geomhooks.accumulators.top_tokens import Candidates, TokenRows, TopTokens, TopValues
+from geomhooks.checks import check_positive, is_whole
 from geomhooks.errors import SiteError
 from geomhooks.functional.shapes import as_float
 from geomhooks.functional.sparse_coding import SparseCoder
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.encoders import Encoder
-from geomhooks.statistics.settings import check_positive, is_whole
 
 __all__ = ["Factors"]
 
@@ -46,8 +46,8 @@ class Factors(Statistic):
     Args:
         dictionary: (F, d), a row a factor; encoded with ``penalty`` as
             :class:`geomhooks.functional.SparseCoder` does.
-        penalty: of the activations' sum, in units of the hidden states, or if it is
-        relative: in units of the length of each hidden state.
+        penalty: of the activations' sum, in units of the hidden states.
+        relative: the penalty is in units of the length of each hidden state.
         encoder: instead of a dictionary: a :class:`~geomhooks.functional.SparseCoder`, a
             :class:`~geomhooks.functional.SparseAutoencoder`, an object with ``encode`` and
             ``decode`` as those of SAELens are, or any callable from hidden states (N, d) to

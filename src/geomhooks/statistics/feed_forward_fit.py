@@ -12,13 +12,13 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.turns import check_fraction
+from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.functional.linear_fit import LinearFit, linear_fit
 from geomhooks.functional.shapes import as_float
 from geomhooks.reductions.products import add_products
 from geomhooks.results import Lazy, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site
-from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.some_forwards import OF_A_SAMPLE, SomeForwards
 
 __all__ = ["FeedForwardFit"]

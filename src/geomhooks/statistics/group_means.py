@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.group_sums import GroupSums
+from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.functional.group_means import (
     BetweenGroups,
@@ -21,7 +22,6 @@ from geomhooks.functional.group_means import (
 )
 from geomhooks.results import Lazy, Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
-from geomhooks.statistics.settings import check_positive
 
 __all__ = ["GroupMeans"]
 

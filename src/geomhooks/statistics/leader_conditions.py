@@ -13,13 +13,14 @@ from geomhooks.results import Result, Unavailable
 if TYPE_CHECKING:
     from geomhooks.anatomy.parts import BlockParts
 
-__all__ = ["Facts", "conditions", "facts_of", "is_own_form", "weights_of"]
+__all__ = ["Facts", "conditions", "facts_of", "is_own_form"]
 
 
 class Facts(NamedTuple):
     """What is known of a block's weights, and whose they are."""
 
-    weights: tuple[Any, ...]
+    module: int
+    """its id"""
     facts: Tensor
     """(H, F)"""
     own_form: Tensor
@@ -31,14 +32,7 @@ class Facts(NamedTuple):
         from geomhooks.anatomy.hardmax_conditions import hardmax_facts
 
         facts = hardmax_facts(block)
-        return cls(weights_of(block), facts, is_own_form(facts_of(facts)).cpu())
-
-
-def weights_of(block: BlockParts) -> tuple[Any, ...]:
-    """Where the weights of attention are, and how often they have been written."""
-    part = block.attention
-    tensors = (part.query.weight, part.key.weight, part.value.weight, part.output.weight)
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+        return cls(id(block.module), facts, is_own_form(facts_of(facts)).cpu())
 
 
 def facts_of(values: Tensor) -> Any:

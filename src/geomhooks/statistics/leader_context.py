@@ -1,4 +1,4 @@
-"""The states of one forward that leaders are looked for among, and their lengths."""
+"""The states of one forward that leaders are looked for among, and the scores they look by."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from torch import Tensor
 from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.follower_graphs import homes_of
 from geomhooks.functional.hard_attention import BLOCK, LogitRows, logit_rows
-from geomhooks.functional.query_key import QueryKey, repeat_heads
+from geomhooks.functional.query_key import QueryKey
 from geomhooks.functional.shapes import as_float
 from geomhooks.statistics.base import Reading
 from geomhooks.statistics.looked_at import continued, looked_at
 
-__all__ = ["ROUNDING", "Context", "is_below", "lengths_of", "score_rows", "through"]
-
-ROUNDING = 1e-5  # of lengths and projections, for a difference to count
+__all__ = ["Context", "score_rows"]
 
 
 class Context(NamedTuple):
@@ -84,30 +82,3 @@ def score_rows(weights: QueryKey, there: Context, block: int | None = None) -> I
         softcap=weights.softcap,
         block=block,
     )
-
-
-def through(weights: QueryKey, states: Tensor) -> Tensor:
-    """States as attention reads them, after the norm before it."""
-    norm = None if weights.freeze is None else weights.freeze(states)
-    return states if norm is None else norm(states)
-
-
-def lengths_of(weights: QueryKey, states: Tensor, own_form: Tensor) -> Tensor:
-    """(B, H, T) lengths: in the head's own form where that is a norm, else plain."""
-    heads = len(own_form)
-    plain: Tensor = torch.linalg.vector_norm(states, dim=-1)[:, None].expand(-1, heads, -1)
-    if not own_form.any():
-        return plain
-    query, key = (
-        torch.einsum("btd,hdk->bhtk", states, weight.to(states))
-        for weight in (weights.query[0], weights.key[0])
-    )
-    square = (query * repeat_heads(key, heads)).sum(-1) * weights.scale
-    square = square.clamp(min=0)
-    return torch.where(own_form[:, None].to(plain.device), square.sqrt(), plain)
-
-
-def is_below(new: Tensor, old: Tensor) -> Tensor:
-    """Less, by more than rounding."""
-    below: Tensor = new < old * (1 - ROUNDING)
-    return below

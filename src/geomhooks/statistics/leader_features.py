@@ -19,6 +19,7 @@ __all__ = [
     "OF_TOKENS",
     "add_both",
     "add_by_first",
+    "by_feature",
     "described",
     "furthest_of_context",
     "leader_numbers",
@@ -143,3 +144,8 @@ def described(moments: Moments, names: tuple[str, ...], rows: slice) -> dict[str
         name: Result(**{key: value[row] for key, value in each.items()})
         for row, name in enumerate(names)
     }
+
+
+def by_feature(numbers: Tensor) -> Tensor:
+    """(F, B, H, T) as (F H, B, T)."""
+    return numbers.transpose(1, 2).flatten(0, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -13,45 +12,33 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.accumulators.noted import Noted
 from geomhooks.accumulators.turns import Turns, check_fraction
+from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
-from geomhooks.functional.follower_graphs import follower_graph, sum_by_home
+from geomhooks.functional.follower_graphs import follower_graph
 from geomhooks.functional.hard_attention import Leading, hard_attention, leading_tokens
-from geomhooks.functional.query_key import QueryKey
-from geomhooks.functional.token_covers import cover_tokens, random_directions, tokens_outside
-from geomhooks.results import Result, Unavailable
+from geomhooks.functional.token_covers import random_directions
+from geomhooks.results import Result
 from geomhooks.statistics.base import LAWS, Reading, Site
-from geomhooks.statistics.leader_conditions import (
-    Facts,
-    conditions,
-    facts_of,
-    is_own_form,
-    weights_of,
-)
-from geomhooks.statistics.leader_context import (
-    ROUNDING,
-    Context,
-    is_below,
-    lengths_of,
-    score_rows,
-    through,
-)
+from geomhooks.statistics.leader_conditions import Facts
+from geomhooks.statistics.leader_context import Context, score_rows
 from geomhooks.statistics.leader_features import (
     GRAPH,
     LEADING,
     OF_TOKENS,
     add_both,
     add_by_first,
-    described,
+    by_feature,
     furthest_of_context,
     leader_numbers,
     token_numbers,
 )
+from geomhooks.statistics.leader_layers import OF_LAYERS, add_clusters, add_layer
+from geomhooks.statistics.leader_results import describe_leaders
+from geomhooks.statistics.leader_words import add_words, check_probe
 from geomhooks.statistics.some_forwards import OF_A_SAMPLE, SomeForwards
 
 __all__ = ["Leaders"]
-
-OF_LAYERS = ("cluster_count", "outside", "norm_decreased")
 
 
 class Leaders(SomeForwards):
@@ -131,7 +118,7 @@ class Leaders(SomeForwards):
     (``seen.own_form``), else plain ones. Before the first block there is ``cluster_count`` alone.
 
     - ``any_head``: the first group with a token leading where it leads in some head, () each;
-      ``mean_heads``: the means of the others averaged over heads.
+      ``mean_heads``: the means of the others averaged over heads that have one.
     - ``words``: ``ids`` (W,) of the tokens that lead most often, ``counts`` (W,), once for each
       head in which they do, and ``total``.
     - ``conditions``: ``symmetric_share``, ``positive`` and ``negative`` eigenvalues of the
@@ -196,24 +183,23 @@ class Leaders(SomeForwards):
                 raise ValueError(
                     f"Leaders({name}={number!r}): a number from {low:g} to {high:g} is needed"
                 )
-        for name, whole in (
-            ("directions", directions),
-            ("words", words),
-            ("vocabulary", vocabulary),
-            ("positions", positions),
-            ("rows", rows),
-        ):
-            given = isinstance(whole, int) and not isinstance(whole, bool)
-            if whole is not None and (not given or whole < 1):
-                raise ValueError(f"Leaders({name}={whole!r}): a positive integer is needed")
+        check_positive(
+            "Leaders",
+            directions=directions,
+            words=words,
+            vocabulary=vocabulary,
+            positions=positions,
+            rows=rows,
+        )
         self.tolerance, self.radius, self.cosine = float(tolerance), float(radius), float(cosine)
         self.directions, self.words, self.vocabulary = directions, words, vocabulary
         self.threshold, self.positions = float(threshold), positions
         self.fraction = check_fraction(fraction, "Leaders(fraction")
-        self.probe, self._probe = check_probe(probe)
+        self.probe, self._probe = check_probe(probe, float(threshold))
         self.laws = (LAWS if fraction == 1 else OF_A_SAMPLE) - {"generation"}
         self._rows = rows
         self._facts: dict[str, Facts] = {}
+        self._drawn: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
     def shared(self, stream: TokenStream) -> dict[str, Accumulator]:
         """The number of the forward: the first of a window looks at the weights."""
@@ -229,10 +215,10 @@ class Leaders(SomeForwards):
         heads = site.heads
         if not heads:
             return made
-        if self._probe is not None and len(self._probe[0]) != site.width:
+        if self._probe is not None and len(self._probe.weight) != site.width:
             raise SiteError(
                 f"Leaders at {site.name!r}: hidden states are of width {site.width}, and the probe "
-                f"of width {len(self._probe[0])}"
+                f"of width {len(self._probe.weight)}"
             )
         from geomhooks.anatomy.hardmax_conditions import FACTS
 
@@ -262,7 +248,7 @@ class Leaders(SomeForwards):
             )
         there = Context.of(reading)
         if reading.query_key is None or "tokens" not in state:
-            self._add_clusters(state, there)
+            add_clusters(state["layer"], there, self.cosine)
             return
         reach = self.radius * furthest_of_context(
             torch.linalg.vector_norm(there.before, dim=-1), there.keys, there.home
@@ -295,9 +281,17 @@ class Leaders(SomeForwards):
         ]
         for name, pair in zip(("leading", "graph"), zip(*both, strict=True), strict=True):
             add_both(state[name], *(by_feature(numbers) for numbers in pair))
-        self._add_layer(state, reading.query_key, there, self._note(state, reading))
+        add_layer(
+            state["layer"],
+            state["seen"],
+            reading.query_key,
+            there,
+            self._note(state, reading),
+            self._directions_for(there.before),
+            self.cosine,
+        )
         if "words" in state:
-            self._add_words(state["words"], leading.now, there)
+            add_words(state["words"], leading.now, there, self._probe)
         lost = there.tokens.real & ~there.counted
         first = there.tokens.first
         state["left_out"].value.add_(torch.stack([(lost & ~first).sum(), (lost & first).sum()]))
@@ -318,167 +312,31 @@ class Leaders(SomeForwards):
             shape = tuple(leading.now.shape)
             reading.carry[reading.site.stack, shape] = begun, leading.so_far
 
-    def _add_clusters(self, state: Mapping[str, Any], there: Context) -> None:
-        """Add the clusters of what comes into the first block."""
-        with_first, without = self._clusters(there)
-        nothing = torch.full_like(with_first, math.nan)
-        add_both(
-            state["layer"], *(torch.stack([n, nothing, nothing]) for n in (with_first, without))
-        )
-
-    def _clusters(self, there: Context) -> tuple[Tensor, Tensor]:
-        """(B, T) how many clusters a context has, at its home column, with and without first."""
-        chosen = torch.stack([there.counted, there.later])
-        begins = cover_tokens(there.after, chosen, there.home, self.cosine)
-        found = []
-        for which, counted in zip(begins, chosen, strict=True):
-            total = sum_by_home(counted.to(there.after), there.home)
-            number = sum_by_home((which & counted).to(there.after), there.home)
-            found.append(number.masked_fill(total == 0, math.nan))
-        return found[0], found[1]
-
-    def _add_layer(
-        self, state: Mapping[str, Any], weights: QueryKey, there: Context, own_form: Tensor
-    ) -> None:
-        """Add clusters, and what leaves the hull or is shortened; also through the norm."""
-        directions = random_directions(self.directions, there.before.shape[-1])
-        directions = directions.to(there.before)
-        clusters = self._clusters(there)
-        length = torch.linalg.vector_norm(there.before, dim=-1)
-        shorter = is_below(torch.linalg.vector_norm(there.after, dim=-1), length)
-        seen_before, seen_after = there.before, there.after
-        if weights.freeze is not None:
-            seen_before, seen_after = (through(weights, s) for s in (seen_before, seen_after))
-        lengths = [lengths_of(weights, s, own_form) for s in (seen_before, seen_after)]
-        shorter_seen = is_below(lengths[1], lengths[0]).movedim(1, 0)
-        of_layer, of_seen = [], []
-        for counted, number in zip((there.counted, there.later), clusters, strict=True):
-
-            def outside(before: Tensor, after: Tensor, some: Tensor = counted) -> Tensor:
-                return tokens_outside(before, after, directions, some, there.home, ROUNDING)
-
-            def where(which: Tensor, some: Tensor = counted) -> Tensor:
-                return which.to(there.before).masked_fill(~some, math.nan)
-
-            gone = outside(there.before, there.after)
-            of_layer.append(torch.stack([number, where(gone), where(shorter)]))
-            if weights.freeze is not None:
-                gone = outside(seen_before, seen_after)
-            of_seen.append(where(torch.cat([gone[None], shorter_seen])))
-        add_both(state["layer"], of_layer[0], of_layer[1])
-        add_both(state["seen"], of_seen[0], of_seen[1])
-
     def _note(self, state: Mapping[str, Any], reading: Reading) -> Tensor:
-        """Put down what is known of the weights; (H,) bool, a head's form is a norm."""
+        """Put down what is known of the weights; (H,) bool on the host, a head's form is a norm."""
         assert reading.block is not None
         name, block = reading.site.name, reading.block
         held = self._facts.get(name)
-        if held is None or (reading.plans[Turns.NAME] == 0 and held.weights != weights_of(block)):
+        # The first forward of a window looks anew: weights may have been trained.
+        if held is None or held.module != id(block.module) or reading.plans[Turns.NAME] == 0:
             held = self._facts[name] = Facts.of(block)
-        facts = held.facts.to(reading.taps["out"].device)
-        state["conditions"].add(facts)
-        return held.own_form.to(facts.device)
+        state["conditions"].add(held.facts.to(reading.taps["out"].device))
+        return held.own_form
 
-    def _add_words(self, words: Sum, leading: Tensor, there: Context) -> None:
-        """Count the words of leaders."""
-        ids = there.tokens.ids
-        if ids is None:
-            return
-        vocabulary = words.value.shape[1]
-        known = there.counted & (ids >= 0) & (ids < vocabulary)
-        if self._probe is not None:
-            weight, offset = self._probe
-            score = there.before @ weight.to(there.before) + offset
-            known = known & (score.abs() > self.threshold)
-        times = torch.where(known, leading.sum(1), 0)
-        at = torch.where(known, ids, 0) + vocabulary * there.tokens.first
-        words.value.view(-1).index_add_(0, at.flatten(), times.flatten())
+    def _directions_for(self, states: Tensor) -> Tensor:
+        """(n, d) the directions in which the hull is looked at, where the states are."""
+        key = states.shape[-1], states.device, states.dtype
+        if key not in self._drawn:
+            self._drawn[key] = random_directions(self.directions, states.shape[-1]).to(states)
+        return self._drawn[key]
 
     def compute(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Everything, with and without position 0."""
-        rest = self._describe(state, without=True)
-        return self._describe(state, without=False) | {"without_first": Result(**rest)}
-
-    def _describe(self, state: Mapping[str, Any], without: bool) -> dict[str, Any]:
-        site: Site = state["site"]
-        row = slice(1, 2) if without else slice(0, 1)
-        layer = {
-            name: Result(**{key: value[0] for key, value in result.items()})
-            for name, result in described(state["layer"], OF_LAYERS, row).items()
-        }
-        if not site.heads:
-            return {"cluster_count": layer["cluster_count"]}
-        lost = state["left_out"].value
-        leading = described(state["leading"], LEADING, row)
-        heads = {
-            name: Result(**{key: value[:-1] for key, value in result.items()})
-            for name, result in leading.items()
-        }
-        heads |= described(state["graph"], GRAPH, row)
-        heads |= described(state["tokens"], OF_TOKENS, slice(0, 1 if without else 2))
-        any_head = {
-            name: Result(**{key: value[-1] for key, value in result.items()})
-            for name, result in leading.items()
-        }
-        seen = state["seen"].summary(row)
-        facts = facts_of(state["conditions"]["value"])
-        found = heads | layer
-        found |= {
-            "seen": Result(
-                outside=Result(**{key: value[0] for key, value in seen.items()}),
-                norm_decreased=Result(**{key: value[1:] for key, value in seen.items()}),
-                own_form=is_own_form(facts),
-            ),
-            "any_head": Result(**any_head),
-            "mean_heads": Result(**{name: one["mean"].mean() for name, one in heads.items()}),
-            "words": self._describe_words(state, without),
-            "left_out": lost[0] if without else lost.sum(),
-        }
-        if not without:
-            found["conditions"] = conditions(facts, site.width, state["conditions"]["known"])
-        return found
-
-    def _describe_words(self, state: Mapping[str, Any], without: bool) -> Any:
-        if "words" not in state:
-            return Unavailable(
-                "the stack has no table of tokens; say how many ids there are, "
-                "gh.Leaders(vocabulary=V)",
-                by_choice=True,
-            )
-        counts = state["words"].value
-        counts = counts[0] if without else counts.sum(0)
-        number = min(self.words, int((counts > 0).sum()))
-        # By id where counts are the same.
-        order = counts.argsort(descending=True, stable=True)[:number]
-        return Result(ids=order, counts=counts[order], total=counts.sum())
-
-
-def by_feature(numbers: Tensor) -> Tensor:
-    """(F, B, H, T) as (F H, B, T)."""
-    return numbers.transpose(1, 2).flatten(0, 1)
+        rest = describe_leaders(state, self.words, without=True)
+        everything = describe_leaders(state, self.words, without=False)
+        return everything | {"without_first": Result(**rest)}
 
 
 def is_number(value: Any) -> bool:
     """It is a number, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def check_probe(probe: Any) -> tuple[str | None, tuple[Tensor, float] | None]:
-    """A probe's digest, and the probe where there is one.
-
-    Raises:
-        ValueError: it is no vector with a number, and no digest.
-    """
-    if probe is None or isinstance(probe, str):
-        return probe, None
-    pair = isinstance(probe, (tuple, list)) and len(probe) == 2
-    if not pair or not isinstance(probe[0], Tensor) or probe[0].ndim != 1:
-        raise ValueError(
-            "Leaders(probe): a vector (d,) and a number are needed, (w, b); found "
-            f"{type(probe).__name__}"
-        )
-    weight, offset = probe[0].detach().float().cpu(), float(probe[1])
-    found = hashlib.blake2b(digest_size=16)
-    found.update(weight.contiguous().numpy().tobytes())
-    found.update(offset.hex().encode())
-    return f"blake2b:{found.hexdigest()}", (weight, offset)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Moments, Sum
+from geomhooks.checks import check_positive
 from geomhooks.errors import TokensError
 from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.logit_lens import LogitLens
@@ -16,7 +17,6 @@ from geomhooks.functional.shapes import as_float
 from geomhooks.results import Result
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
-from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.through_lens import through_lens
 
 __all__ = ["NextWord"]

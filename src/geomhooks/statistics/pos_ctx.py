@@ -16,6 +16,7 @@ from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.table import EMPTY
 from geomhooks.accumulators.turns import Turns, check_fraction
 from geomhooks.accumulators.two_way import TwoWay
+from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.functional.two_way import (
@@ -25,7 +26,6 @@ from geomhooks.functional.two_way import (
 from geomhooks.results import Lazy, Result, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.pos_ctx_derived import DERIVED, MOMENTS, NO_GROUPS, derive, has_groups
-from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.some_forwards import OF_A_SAMPLE
 
 __all__ = ["PosCtx"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.accumulators.norm_weights import NormWeights
 from geomhooks.accumulators.unit_vectors import UnitVectors
+from geomhooks.checks import check_positive
 from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
 from geomhooks.functional.norm_geometry import norm_constants
@@ -18,7 +19,6 @@ from geomhooks.reductions import Reduced, reduce_move, sites_that_wait
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position
-from geomhooks.statistics.settings import check_positive
 from geomhooks.statistics.sphere_notes import (
     BINS,
     HIGH,

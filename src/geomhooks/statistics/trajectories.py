@@ -10,11 +10,11 @@ import torch
 
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.trajectory_states import KeptTokens, Places, TokenStates
+from geomhooks.checks import check_positive, is_whole
 from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.results import Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
-from geomhooks.statistics.settings import check_positive, is_whole
 from geomhooks.statistics.through_lens import through_lens
 
 __all__ = ["Trajectories"]

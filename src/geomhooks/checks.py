@@ -1,4 +1,4 @@
-"""What statistics may be told: checks of their arguments."""
+"""What is asked of arguments in many places."""
 
 from __future__ import annotations
 

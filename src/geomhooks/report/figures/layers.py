@@ -1,0 +1,81 @@
+"""The slider that shows one layer after the other, and the axis that has all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from geomhooks.report.figures.found import short_names
+from geomhooks.report.theme import label
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["add_slider", "layer_axis"]
+
+MOST_TICKS = 26
+
+
+def add_slider(
+    figure: go.Figure,
+    traces: Mapping[Any, Sequence[Any]],
+    titles: Mapping[Any, str],
+    *,
+    of: str = "site",
+    shapes: Mapping[Any, Sequence[Any]] | None = None,
+) -> go.Figure:
+    """Add traces of which those of one key show at a time, chosen by a slider.
+
+    Args:
+        figure: to be added to; traces that it has already stay.
+        traces: of each key, such as the name of a site.
+        titles: of the figure, by key; finished texts.
+        of: what the keys are.
+        shapes: lines and areas by key, where each has its own.
+    """
+    keys = list(traces)
+    start = len(keys) // 2
+    fixed = len(figure.data)
+    owner = [key for key in keys for _ in traces[key]]
+    for key in keys:
+        for trace in traces[key]:
+            figure.add_trace(trace.update(visible=key == keys[start]))
+    steps = []
+    short = dict(zip(keys, short_names(list(map(str, keys))), strict=True))
+    common = str(keys[0])[: len(str(keys[0])) - len(short[keys[0]])]
+    for key in keys:
+        layout: dict[str, Any] = {"title.text": titles[key]}
+        if shapes is not None:
+            layout["shapes"] = list(shapes[key])
+        shown = [True] * fixed + [key == other for other in owner]
+        steps.append(
+            {
+                "label": label(short[key], 24),
+                "value": label(key),
+                "method": "update",
+                "args": [{"visible": shown}, layout],
+            }
+        )
+    figure.update_layout(
+        title_text=titles[keys[start]],
+        sliders=[
+            {"active": start, "steps": steps, "currentvalue": {"prefix": f"{of}: {label(common)}"}}
+        ],
+    )
+    if shapes is not None:
+        figure.update_layout(shapes=list(shapes[keys[start]]))
+    return figure
+
+
+def layer_axis(
+    sites: Sequence[str], axis_title: str = "site, in forward order (@in: what comes into a block)"
+) -> dict[str, Any]:
+    """An axis with a tick for each site, at 0, 1, ..., or for some where there are many."""
+    stride = -(-len(sites) // MOST_TICKS)
+    return {
+        "title": {"text": axis_title},
+        "tickmode": "array",
+        "tickvals": list(range(0, len(sites), stride)),
+        "ticktext": [label(name, 24) for name in short_names(sites)][::stride],
+        "range": [-0.6, len(sites) - 0.4],
+    }

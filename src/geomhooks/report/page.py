@@ -1,0 +1,284 @@
+"""The report: one page with all figures, that needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from geomhooks.errors import FigureError, MissingExtraError, UnidentifiedError
+from geomhooks.history import History
+from geomhooks.report import figures
+from geomhooks.report.summary import Finding, describe_input, find_outstanding
+from geomhooks.report.tables import site_table
+from geomhooks.report.theme import graph_objects, label, template
+from geomhooks.snapshot import Geometry
+from geomhooks.version import __version__
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from geomhooks.report.figures import Words
+
+__all__ = ["report_page", "write_report"]
+
+FILES = Path(__file__).parent / "page_files"
+MANY = 16  # sites, from which figures of all pairs are drawn smaller
+TRAINING = (
+    "pos_ctx/shares/pos",
+    "pos_ctx/shares/ctx",
+    "pos_ctx/stable_rank",
+    "sphere/norm/mean",
+    "sphere/step_angle/mean",
+    "sphere/anisotropy",
+)
+
+
+class Entry(NamedTuple):
+    """A figure of the page before it is made."""
+
+    name: str
+    heading: str
+    make: Callable[[], go.Figure]
+
+
+class Drawn(NamedTuple):
+    """A figure of the page, or why there is none."""
+
+    name: str
+    heading: str
+    data: str = ""
+    explanation: str = ""
+    reference: str = ""
+    note: str = ""
+    height: int = 450
+    problem: str = ""
+
+
+def write_report(
+    measured: Geometry | History,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    words: Words | None = None,
+    labels: Mapping[int, str] | None = None,
+    groups: Sequence[str] | None = None,
+) -> None:
+    """Write the report of a geometry, or of a training, as one HTML file that opens offline.
+
+    Args:
+        measured: of a history, curves over training, and all figures of the last geometry kept.
+        path: where to; an existing file is replaced.
+        title: of the page; by default the model's class and name.
+        words: as in :func:`geomhooks.report.figures.word_paths`.
+        labels: of contexts by id, as in :func:`geomhooks.report.figures.position_context_gram`.
+        groups: names of group labels, as there.
+
+    Raises:
+        FigureError: there is nothing that has a figure.
+        MissingExtraError: plotly or jinja2 is not installed.
+    """
+    page = report_page(measured, title=title, words=words, labels=labels, groups=groups)
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def report_page(
+    measured: Geometry | History,
+    *,
+    title: str | None = None,
+    words: Words | None = None,
+    labels: Mapping[int, str] | None = None,
+    groups: Sequence[str] | None = None,
+) -> str:
+    """The report as a text; see :func:`write_report`.
+
+    Example:
+        >>> import torch, geomhooks as gh
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+        >>> with torch.no_grad(), gh.watch(model, statistics=[gh.PosCtx()]) as watch:
+        ...     _ = model(torch.randn(5, 6, 4))
+        >>> page = report_page(watch.geometry(), title="a & b")
+        >>> page.startswith("<!doctype html>"), "<title>a &amp; b" in page
+        (True, True)
+    """
+    graph_objects()
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError as error:
+        raise MissingExtraError(
+            "the report needs jinja2: pip install 'geomhooks[report]'"
+        ) from error
+    from plotly.offline import get_plotlyjs
+
+    geometry: Geometry | None
+    if isinstance(measured, History):
+        geometry = measured[measured.kept[-1]] if measured.kept else None
+        sections = {"Over training": _of_training(measured, geometry)}
+    elif isinstance(measured, Geometry):
+        geometry, sections = measured, {}
+    else:
+        raise FigureError(
+            f"a geometry or a history is needed, found a {type(measured).__name__}; read files "
+            "with gh.load(path) or gh.History.load(path)"
+        )
+    if geometry is not None:
+        sections |= _of_geometry(geometry, words, labels, groups)
+    drawn = {
+        heading: found
+        for heading, entries in sections.items()
+        if (found := [made for entry in entries if (made := _draw(entry)) is not None])
+    }
+    if not drawn:
+        raise FigureError(
+            "nothing here has a figure; measure with gh.watch(model, statistics=[gh.PosCtx(), "
+            "gh.Sphere()])"
+        )
+    names = {made.name for found in drawn.values() for made in found}
+    findings = [] if geometry is None else find_outstanding(geometry)
+    columns, rows = ([], {}) if geometry is None else site_table(geometry)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FILES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("report.html").render(
+        title=title or ("Training" if geometry is None else _title(geometry)),
+        read=_read(measured, geometry),
+        findings=[f if f.figure in names else Finding(f.subject, f.text) for f in findings],
+        sections={h: [d._replace(data=Markup(d.data)) for d in f] for h, f in drawn.items()},
+        sites=[] if geometry is None else [(label(site), site) for site in geometry.sites],
+        columns=columns,
+        rows=rows,
+        plotly=Markup(get_plotlyjs()),
+        script=Markup((FILES / "report.js").read_text(encoding="utf-8")),
+        style=Markup((FILES / "report.css").read_text(encoding="utf-8")),
+        templates=Markup(_json({"light": template(dark=False), "dark": template(dark=True)})),
+        version=__version__,
+    )
+
+
+def _title(geometry: Geometry) -> str:
+    """The model's class and name; of a path the last part, of a run what it calls the model."""
+    kind, _, rest = geometry.measured_on.partition(" ")
+    name, _, size = rest.rpartition(" (")
+    settings = geometry.notes.get("settings")
+    told = settings.get("model") if isinstance(settings, Mapping) else None
+    named = Path(str(told or name)).name
+    return f"{kind} {named} ({size}" if size.endswith("parameters)") else geometry.measured_on
+
+
+def _read(measured: Geometry | History, geometry: Geometry | None) -> str:
+    """What the numbers are of."""
+    parts = [] if geometry is None else [describe_input(geometry)]
+    if isinstance(measured, History):
+        steps = measured.steps
+        span = f"steps {steps[0]:,} to {steps[-1]:,}" if steps else "no steps"
+        parts.insert(0, f"A training, {span}.")
+        if geometry is not None:
+            parts.insert(1, f"What is not over training is of step {measured.kept[-1]:,}:")
+    return " ".join(parts)
+
+
+def _of_geometry(
+    geometry: Geometry,
+    words: Words | None,
+    labels: Mapping[int, str] | None,
+    groups: Sequence[str] | None,
+) -> dict[str, list[Entry]]:
+    """All figures that a geometry may have, by the part of the page that they are in."""
+    many = len(geometry.sites) > MANY
+    positions, pairs = (256, 56) if many else (1024, 96)
+
+    def entry(make: Callable[..., go.Figure], heading: str, name: str = "", **given: Any) -> Entry:
+        return Entry(name or make.__name__, heading, partial(make, geometry, **given))
+
+    return {
+        "Position and context": [
+            entry(figures.variance_shares, "Where position and context live"),
+            entry(figures.position_spiral, "The path of the positions", positions=positions),
+            entry(figures.position_singular_values, "In how many directions positions differ"),
+            entry(
+                figures.position_context_gram,
+                "Position beside context",
+                labels=labels,
+                groups=groups,
+                positions=pairs,
+                contexts=pairs,
+            ),
+            entry(figures.position_fourier, "How smoothly positions turn"),
+            entry(
+                figures.position_spiral,
+                "The path of the positions, in space",
+                "position_spiral_in_space",
+                dimensions=3,
+                positions=positions,
+            ),
+        ],
+        "Lengths and directions": [
+            entry(figures.length_by_layer, "How long states are"),
+            entry(figures.length_by_position, "How long states are at each position"),
+            entry(
+                figures.length_by_position,
+                "The same without the mean entry",
+                "radius_by_position",
+                of="radius",
+            ),
+            entry(figures.step_angles, "How far blocks turn states"),
+            entry(figures.directions_by_layer, "How alike directions are"),
+        ],
+        "Words": [
+            entry(figures.next_word_pull, "From the own word to the next"),
+            entry(figures.word_paths, "Words on their way", words=words),
+        ],
+        "Parts of the model": [
+            entry(figures.component_importance, "What states are made of"),
+            entry(figures.query_key_shares, "What attention looks at"),
+        ],
+    }
+
+
+def _of_training(history: History, geometry: Geometry | None) -> list[Entry]:
+    """Curves over the steps, and the path of the positions at the last site."""
+    entries = [
+        Entry(
+            f"training_{scalar.replace('/', '_')}",
+            scalar,
+            partial(figures.scalar_over_training, history, scalar),
+        )
+        for scalar in TRAINING
+    ]
+    if geometry is not None:
+        for site in geometry.sites[-1:]:
+            path = partial(figures.spiral_over_training, history, site)
+            entries.append(Entry("spiral_over_training", "The path of the positions", path))
+    return entries
+
+
+def _draw(entry: Entry) -> Drawn | None:
+    """Make a figure; None where what it shows was not measured."""
+    try:
+        figure = entry.make()
+    except FigureError:
+        return None
+    except UnidentifiedError as error:
+        return Drawn(entry.name, entry.heading, problem=str(error))
+    found = figure.to_dict()
+    layout = found["layout"]
+    about = layout.pop("meta")
+    layout.pop("template")
+    return Drawn(
+        entry.name, entry.heading, _json(found), **about, height=int(layout.get("height", 450))
+    )
+
+
+def _json(value: Any) -> str:
+    """JSON that can stand in a script element: no markup begins in it."""
+    from plotly.utils import PlotlyJSONEncoder
+
+    text = json.dumps(value, cls=PlotlyJSONEncoder, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

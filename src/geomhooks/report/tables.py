@@ -1,0 +1,124 @@
+"""A geometry as a table: a row a site, a column a number; and small curves, as pictures of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+from geomhooks.report.theme import COLOURS
+
+if TYPE_CHECKING:
+    from geomhooks.snapshot import Geometry
+
+__all__ = ["COLUMNS", "Cell", "Column", "site_table", "sparkline"]
+
+
+class Column(NamedTuple):
+    """One number of each site."""
+
+    header: str
+    scalar: str
+    show: Callable[[float], str]
+    about: str
+
+
+class Cell(NamedTuple):
+    """A number, and how it is shown."""
+
+    value: float
+    text: str
+
+
+def share(value: float) -> str:
+    """As "12.3 %"."""
+    return f"{100 * value:.1f} %"
+
+
+def length(value: float) -> str:
+    """With four digits."""
+    return f"{value:.4g}" if value < 1e5 else f"{value:.2e}"
+
+
+def degrees(value: float) -> str:
+    """Of radians."""
+    return f"{math.degrees(value):.1f}°"
+
+
+def plain(value: float) -> str:
+    """With three decimals."""
+    return f"{value:.3f}"
+
+
+COLUMNS = (
+    Column("pos", "pos_ctx/shares/pos", share, "share of variance of the position"),
+    Column("pos by noise", "pos_ctx/noise_shares/pos", share, "what chance adds to that share"),
+    Column("ctx", "pos_ctx/shares/ctx", share, "share of variance of the context"),
+    Column("ctx by noise", "pos_ctx/noise_shares/ctx", share, "what chance adds to that share"),
+    Column("resid", "pos_ctx/shares/resid", share, "share of variance of neither"),
+    Column("stable rank", "pos_ctx/stable_rank", length, "directions that pos uses"),
+    Column(
+        "above noise", "pos_ctx/rank_above_noise", length, "singular values of pos above the noise"
+    ),
+    Column("pos · ctx", "pos_ctx/incoherence/mean", plain, "mean |cosine| between pos and ctx"),
+    Column("norm", "sphere/without_first/norm/mean", length, "without position 0"),
+    Column("radius", "sphere/without_first/radius/mean", length, "without position 0"),
+    Column(
+        "step", "sphere/without_first/step_angle/mean", degrees, "by which the block turns a state"
+    ),
+    Column(
+        "anisotropy", "sphere/without_first/anisotropy", plain, "mean cosine between two states"
+    ),
+    Column("pull", "next_word/without_first/pull/mean", plain, "of the next word, nats"),
+)
+
+
+def site_table(
+    geometry: Geometry, columns: Sequence[Column] = COLUMNS
+) -> tuple[list[Column], dict[str, list[Cell]]]:
+    """The columns that at least one site has, and their cells by site."""
+    scalars = geometry.scalars(only=[f"*/{column.scalar}" for column in columns])
+    shown = [
+        column
+        for column in columns
+        if any(f"{site}/{column.scalar}" in scalars for site in geometry.sites)
+    ]
+    rows = {}
+    for site in geometry.sites:
+        values = [scalars.get(f"{site}/{column.scalar}", math.nan) for column in shown]
+        rows[site] = [
+            Cell(value, column.show(value) if math.isfinite(value) else "-")
+            for column, value in zip(shown, values, strict=True)
+        ]
+    return shown, rows
+
+
+def sparkline(
+    values: Sequence[float], title: str, colour: str = COLOURS["pos"], width: int = 110
+) -> str:
+    """A small curve as a piece of SVG, with a title that is read out; gaps where it is not finite.
+
+    Example:
+        >>> sparkline([0.0, 1.0], "a < b", width=20)
+        '<svg ...><title>a &lt; b</title><path d="M1.0 17.0L19.0 1.0" .../></svg>'
+    """
+    height, most = 18, 128
+    if len(values) > most:
+        values = [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
+    finite = [value for value in values if math.isfinite(value)]
+    path, pen = "", "M"
+    low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+    for index, value in enumerate(values):
+        if not math.isfinite(value):
+            pen = "M"
+            continue
+        x = 1 + index / max(1, len(values) - 1) * (width - 2)
+        y = height - 1 - (value - low) / ((high - low) or 1) * (height - 2)
+        path += f"{pen}{x:.1f} {y:.1f}"
+        pen = "L"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}"><title>{escape(title)}</title><path d="{path}" '
+        f'fill="none" stroke="{colour}" stroke-width="1.4" stroke-linecap="round"/></svg>'
+    )
