@@ -71,7 +71,9 @@ def test_a_message_holds_a_state(case: Any) -> None:
     restored = unpack_message(message, state.statistics)
     assert restored.describe() == {**state.describe(), "sites": restored.describe()["sites"]}
     for path, tensor in state.tensors().items():
-        assert torch.equal(restored.tensors()[path], tensor), path
+        torch.testing.assert_close(
+            restored.tensors()[path], tensor, rtol=0, atol=0, equal_nan=True, msg=path
+        )
     assert case.name != "pos_ctx" or len(message) < state.nbytes
 
 
