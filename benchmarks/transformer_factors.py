@@ -218,8 +218,8 @@ def progress(found: Any, step: float, start: float, cpu: float) -> dict[str, Any
 
 
 def states(model: nn.Module, sites: list[str], read: Tensor, number: int, seed: int) -> Tensor:
-    """Some states (N, d), as many of one layer as of another."""
-    each = number // len(sites)
+    """Some states (N, d), as many of one layer as of another, but perhaps for the last."""
+    each = -(-number // len(sites))
     rows = -(-4 * each // read.shape[1])  # of four times as many tokens
     with torch.no_grad():
         out = model(input_ids=read[:rows], output_hidden_states=True).hidden_states
@@ -228,7 +228,7 @@ def states(model: nn.Module, sites: list[str], read: Tensor, number: int, seed: 
     for site in sites:
         flat = out[layer_of(site)].flatten(0, 1)
         picked.append(flat[torch.randperm(len(flat), generator=generator)[:each]])
-    return torch.cat(picked)
+    return torch.cat(picked)[:number]
 
 
 def compare(hidden: Tensor, learned: Tensor, moment: Tensor, penalty: float) -> dict[str, Any]:
