@@ -35,6 +35,7 @@ RESULTS = Path(__file__).parent / "results" / "transformer_factors"
 HELD_OUT = 10  # one text in ten
 SETTLES = 1.5  # step times length of running means, as published
 WORDS = "left", "like", "mean"  # verbs, and something else
+OF_PRINCIPAL = 8  # states that principal directions are of, for each factor
 SEARCHES = 8  # halvings of the interval in which a penalty is looked for
 
 
@@ -77,7 +78,8 @@ def main() -> None:
     if arguments.dictionary is None:
         read = windows(seen, tokenizer, arguments.length, arguments.seed)
         first = states(model, sites, read, arguments.size, arguments.seed)
-        learned, moment, log = learn(model, sites, read, unit_rows(first), arguments)
+        learned, log = learn(model, sites, read, unit_rows(first), arguments)
+        more = unit_rows(states(model, sites, read, OF_PRINCIPAL * arguments.size, arguments.seed))
         gh.save_dictionary(
             arguments.out / f"{name}.safetensors", learned, penalty=arguments.penalty,
             relative=True, notes={"text": text_name(arguments.text), "sites": sites},
@@ -88,7 +90,7 @@ def main() -> None:
             "sites": sites,
             "settings": settings(arguments),
             "learning": log,
-            "held_out": compare(hidden, learned, moment, arguments.penalty),
+            "held_out": compare(unit_rows(hidden), learned, more, arguments.penalty),
             "environment": environment(),
         }
         file.write_text(json.dumps(found, indent=1) + "\n")
@@ -173,23 +175,20 @@ def forever(read: Tensor, rows: int) -> Iterator[Tensor]:
 
 def learn(
     model: nn.Module, sites: list[str], read: Tensor, start: Tensor, how: argparse.Namespace
-) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
-    """The dictionary, the second moment (d, d) of all states, and how learning went.
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """The dictionary, and how learning went.
 
     It begins with states of the text, which takes fewer mini-batches than random directions do.
     """
-    dictionary, moment, log, batches = start, None, [], forever(read, how.rows)
+    dictionary, log, batches = start, [], forever(read, how.rows)
     for step, forwards in zip(how.steps, how.forwards, strict=True):
         learning = gh.FactorLearning(
             how.size, how.penalty, start=dictionary, seed=how.seed, step=step,
             updates_per_forward=how.updates, iterations=how.iterations,
             waiting=3 * 100 * how.updates, revive=True, length=round(SETTLES / step),
         )  # fmt: skip
-        statistics: list[gh.Statistic] = [learning]
-        if moment is None:
-            statistics.append(gh.Covariance())
         start, cpu = time.perf_counter(), time.process_time()
-        with torch.no_grad(), gh.watch(model, sites=sites, statistics=statistics) as watch:
+        with torch.no_grad(), gh.watch(model, sites=sites, statistics=[learning]) as watch:
             for number in range(1, forwards + 1):
                 model(input_ids=next(batches))
                 if number % 20 == 0 or number == forwards:
@@ -199,11 +198,7 @@ def learn(
                         print(json.dumps(log[-1]), flush=True)
         geometry = watch.geometry()
         dictionary = geometry.model.factor_learning.dictionary.clone()
-        if moment is None:
-            mean, covariance = (geometry.stack(f"covariance.{n}") for n in ("mean", "covariance"))
-            moment = (covariance + mean[:, :, None] * mean[:, None]).mean(0)
-    assert moment is not None
-    return dictionary, moment, log
+    return dictionary, log
 
 
 def progress(found: Any, step: float, start: float, cpu: float) -> dict[str, Any]:
@@ -231,8 +226,12 @@ def states(model: nn.Module, sites: list[str], read: Tensor, number: int, seed: 
     return torch.cat(picked)[:number]
 
 
-def compare(hidden: Tensor, learned: Tensor, moment: Tensor, penalty: float) -> dict[str, Any]:
-    """Energy of unseen states over what is left of them, each way with as many coefficients."""
+def compare(hidden: Tensor, learned: Tensor, read: Tensor, penalty: float) -> dict[str, Any]:
+    """Energy of unseen states over what is left of them, each way with as many coefficients.
+
+    Of states of one length, as in learning: else a few that are thousands of times as long as
+    others, as in many models those at position 0 are, would be all that counts.
+    """
     chance = initial_dictionary(*learned.shape, seed=1)
     found: dict[str, Any] = {"states": len(hidden)}
     active = None
@@ -246,7 +245,7 @@ def compare(hidden: Tensor, learned: Tensor, moment: Tensor, penalty: float) -> 
         found[name] = row(hidden, coder.decode(codes), number) | {"penalty": round(given, 4)}
         active = number if active is None else active
     assert active is not None
-    basis = torch.linalg.eigh(moment)[1].T.to(hidden)
+    basis = torch.linalg.eigh((read.T @ read).double())[1].T.to(hidden)
     found["principal"] = row(hidden, largest_projections(hidden, basis, active), active)
     return found
 
