@@ -73,6 +73,10 @@ def test_files_that_hold_no_dictionary(tmp_path: Path) -> None:
     save_file({"dictionary": unit}, path)
     with pytest.raises(FileFormatError, match="is a safetensors file, but not geomhooks'"):
         gh.load_dictionary(path)
+    save_file({"dictionary": unit}, path, metadata={"geomhooks": "[" * 100_000})
+    for load in (gh.load, gh.load_dictionary):
+        with pytest.raises(FileFormatError, match="is truncated or no"):
+            load(path)
     path.write_bytes(write(path, GOOD, dictionary=unit).read_bytes()[:-9])
     with pytest.raises(FileFormatError, match="is truncated or no dictionary file"):
         gh.load_dictionary(path)

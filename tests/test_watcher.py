@@ -369,3 +369,25 @@ def test_after_a_forward_that_broke_off_the_sites_that_counted_more_say_so() -> 
         False,
     ]
     assert int(geometry["blocks.2"].sphere.path_length.count) == 30
+
+
+def test_a_statistic_counts_once_at_a_site_however_often_it_is_said() -> None:
+    model, states = Stack(8), torch.randn(2, 5, 8)
+
+    def measured(statistics: Any) -> Any:
+        with torch.no_grad(), gh.watch(model, statistics=statistics) as watch:
+            model(states)
+        return watch.geometry()
+
+    once = measured([gh.Sphere(), gh.PosCtx(contexts=4)]).scalars()
+    twice = [gh.Sphere(), gh.Sphere(), gh.PosCtx(contexts=4), gh.PosCtx(contexts=4)]
+    overlapping = {
+        "blocks": [gh.Sphere(), gh.PosCtx(contexts=4)],
+        "blocks.1": [gh.Sphere(), gh.PosCtx(contexts=4)],
+    }
+    for statistics in (twice, overlapping):
+        assert measured(statistics).scalars() == pytest.approx(once, rel=1e-12, nan_ok=True)
+    with pytest.raises(
+        gh.errors.SiteError, match="two different statistics named 'pos_ctx' in one watch"
+    ):
+        gh.watch(model, statistics=[gh.PosCtx(contexts=4), gh.PosCtx(contexts=5)]).__enter__()

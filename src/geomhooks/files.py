@@ -326,5 +326,11 @@ def _opened(path: str | os.PathLike[str], what: str) -> Iterator[tuple[Any, dict
             if not isinstance(document, dict):
                 raise FileFormatError(f"{name}: its metadata are no JSON object")
             yield file, document
-    except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
+    except (
+        SafetensorError,
+        json.JSONDecodeError,
+        OSError,
+        RecursionError,  # of JSON that is nested without end
+        UnicodeDecodeError,
+    ) as error:
         raise FileFormatError(f"{name} is truncated or no {what} file: {error}") from error

@@ -85,8 +85,9 @@ def make_plan(
             for statistic in chosen:
                 if place.is_input and "in" in statistic.taps:
                     continue  # an input has no input of its own
-                if statistic not in taken.setdefault(place.name, []):
-                    taken[place.name].append(statistic)
+                there = taken.setdefault(place.name, [])
+                if all(statistic.name != other.name for other in there):  # once, however often said
+                    there.append(statistic)
     modules = named_modules(root)
     order = {name: index for index, name in enumerate(modules)}
     chosen_places = sorted(

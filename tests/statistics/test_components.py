@@ -389,3 +389,19 @@ def test_scores_need_to_know_the_words() -> None:
         gh.watch(gpt2(), statistics=[gh.Components(subsets=True)])
     with pytest.raises(ValueError, match=r"subsets=True\): only of method='muppet'"):
         gh.Components(method="oh_schuler", subsets=True)
+
+
+def test_tokens_that_are_not_finite_are_counted_as_left_out() -> None:
+    model, ids = gpt2(), token_ids(2, 5)
+
+    def spoil(module: nn.Module, args: Any, output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        states[1, 3:] = float("nan")
+
+    model.h[1].register_forward_hook(spoil)
+    with torch.no_grad(), gh.watch(model, statistics=[gh.Components()]) as watch:
+        model(ids)
+    for site, left_out in {"h.0": 0, "h.1": 2}.items():
+        found = watch.geometry()[site].components
+        assert int(found.left_out) == left_out
+        assert int(found.importance.input.count) == 10 - left_out

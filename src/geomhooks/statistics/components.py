@@ -95,8 +95,8 @@ class Components(Statistic):
     - with ``subsets``, at the last block: ``subsets.accuracy`` and ``subsets.cross_entropy`` (in
       nats) of each sum by the names of its terms, as ``input_attention``, over ``subsets.count``
       tokens that have a word to be said.
-    - ``left_out``: tokens without numbers: the forward began behind the first block, or with
-      "oh_schuler" went on with a cache, whose values are not at hand.
+    - ``left_out``: tokens without numbers: not finite, or of a forward that began behind the first
+      block or, with "oh_schuler", went on with a cache, whose values are not at hand.
 
     Raises:
         ValueError: an argument is not what it has to be.
@@ -199,9 +199,8 @@ class Components(Statistic):
             state["left_out"].value.add_(tokens.real.sum())
             return
         if self.method == "oh_schuler":
-            gone = continued(tokens)
-            state["left_out"].value.add_((tokens.real & gone).sum())
-            keep = keep & ~gone
+            keep = keep & ~continued(tokens)
+        state["left_out"].value.add_((tokens.real & ~keep).sum())
         whole = as_float(reading.taps["out"])
         norm, terms = None if reading.stack is None else reading.stack.final_norm, followed
         if self.final_norm and norm is not None:
