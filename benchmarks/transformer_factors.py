@@ -229,7 +229,7 @@ def states(model: nn.Module, sites: list[str], read: Tensor, number: int, seed: 
 def compare(hidden: Tensor, learned: Tensor, read: Tensor, penalty: float) -> dict[str, Any]:
     """Energy of unseen states over what is left of them, each way with as many coefficients.
 
-    Of states of one length, as in learning: else a few that are thousands of times as long as
+    Of states of one length, as in learning: else a few that are a hundred times as long as
     others, as in many models those at position 0 are, would be all that counts.
     """
     chance = initial_dictionary(*learned.shape, seed=1)
