@@ -28,6 +28,7 @@ class Options(NamedTuple):
 
     directions: np.ndarray
     vocabulary: int
+    """how many ids there are; all larger ones are counted together"""
     tolerance: float = 1e-5
     radius: float = 1e-4
     cosine: float = 0.9
@@ -235,7 +236,7 @@ def leaders(texts: Sequence[Text], options: Options) -> tuple[list[Numbers], flo
     margins = Margins()
     depth = len(texts[0].layers)
     kept: list[dict[str, list[Any]]] = [{} for _ in range(depth + 1)]
-    words = [np.zeros((2, options.vocabulary), int) for _ in range(depth + 1)]
+    words = [np.zeros((2, options.vocabulary + 1), int) for _ in range(depth + 1)]
 
     def keep(layer: int, name: str, value: Any) -> None:
         kept[layer].setdefault(name, []).append(value)
@@ -260,7 +261,8 @@ def leaders(texts: Sequence[Text], options: Options) -> tuple[list[Numbers], flo
             index = [set(np.flatnonzero(f.target == np.arange(len(f.target)))) for f in found]
             for head in now:
                 for token in head:
-                    words[number][int(text.first[token]), text.ids[token]] += 1
+                    word = min(int(text.ids[token]), options.vocabulary)
+                    words[number][int(text.first[token]), word] += 1
             shorter = layer.lengths[1] < layer.lengths[0] * (1 - ROUNDING)
             plain_lengths = [np.linalg.norm(s, axis=1) for s in (layer.before, layer.after)]
             shortened = plain_lengths[1] < plain_lengths[0] * (1 - ROUNDING)
@@ -328,11 +330,13 @@ def numbers_of(kept: dict[str, list[Any]], words: np.ndarray | None) -> Numbers:
             )
     if words is None:
         return out
-    for prefix, counts in (("", words.sum(0)), ("without_first.", words[0])):
+    for prefix, (*inside, beyond) in (("", words.sum(0)), ("without_first.", words[0])):
+        counts = np.array(inside)
         order = np.lexsort((np.arange(len(counts)), -counts))[: min(20, int((counts > 0).sum()))]
         out[f"{prefix}words.ids"] = exact(order)
         out[f"{prefix}words.counts"] = exact(counts[order])
         out[f"{prefix}words.total"] = exact(counts.sum())
+        out[f"{prefix}words.beyond"] = exact(beyond)
         out[f"{prefix}left_out"] = exact(0)
     return out
 

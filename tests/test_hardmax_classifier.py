@@ -217,14 +217,29 @@ def test_what_is_refused() -> None:
             r"attention_mask: padding takes part in this model \(masked=False\)",
         ),
         (lambda: model.use_hardmax("often"), "hard='often': 'evaluation', 'always' or 'never'"),
-        (lambda: make(temperature=0), "temperature=0: above 0 is needed"),
-        (lambda: make(width=0), "hidden_size=0: 1 or more is needed"),
-        (lambda: make(pad_token_id=WORDS), "pad_token_id=30: the id of one of 30 words is needed"),
+        (
+            lambda: model([[1, 2]]),
+            r"input_ids: a tensor of integers \(B, T\) is needed, found list",
+        ),
+        (lambda: model(ids()[:, :0]), r"texts of one word or more are needed, found \(4, 0\)"),
+        (lambda: model(ids(), [[1]]), r"attention_mask: shape \(4, 9\) .* is needed, found list"),
+        (lambda: make(temperature=0), "temperature=0: a number above 0 is needed"),
+        (lambda: make(temperature="a"), "temperature='a': a number above 0 is needed"),
+        (lambda: make(width=0), "hidden_size=0: an integer, 1 or more, is needed"),
+        (lambda: make(num_hidden_layers=2.0), "num_hidden_layers=2.0: an integer"),
+        (lambda: HardmaxConfig("a"), "vocab_size='a': an integer"),  # type: ignore[arg-type]
+        (lambda: HardmaxClassifier(vocab_size=5.5), "vocab_size=5.5: an integer"),
+        (lambda: make(pad_token_id=WORDS), "pad_token_id=30: the id of one of 30 words, from 0"),
+        (lambda: make(pad_token_id=None), "pad_token_id=None: the id of one of 30 words"),
+        (lambda: make(masked="no"), "masked='no': True or False is needed"),
+        (lambda: make(pool_padding=1), "pool_padding=1: True or False is needed"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
     with pytest.raises(TypeError, match="takes a HardmaxConfig, or what that takes"):
         HardmaxClassifier()
+    with pytest.raises(TypeError, match=r"HardmaxClassifier\(vocab_size=100\); found 5"):
+        HardmaxClassifier(5)  # type: ignore[arg-type]
     with torch.no_grad():
         published.body.blocks[0].step.fill_(-0.1)
     with pytest.raises(

@@ -11,11 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geomhooks.functional import (
+    attention_scores,
+    coincident,
+    connected_tokens,
     convergence_rate,
+    follower_basins,
+    follower_counts,
     form_norm,
     hard_targets,
     hardmax_path,
     hardmax_step,
+    leaders_over_depth,
     maximisers,
     softmax_step,
     step_gain,
@@ -220,8 +226,15 @@ def test_what_is_refused() -> None:
     swapped = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     needed = "form: a symmetric positive definite matrix"
     for told, message in (
-        ({"step": 0.0}, r"step=0: a positive number, or a matrix \(d, d\), is needed"),
+        ({"step": 0.0}, r"step=0.0: a positive number, or a matrix \(d, d\), is needed"),
         ({"step": float("nan")}, "step=nan: a positive number"),
+        ({"step": "a"}, "step='a': a positive number"),
+        ({"step": torch.tensor(-1.0)}, r"step=-1.0: a positive number"),
+        ({"step": torch.tensor(0.0, requires_grad=True)}, r"step=0.0: a positive number"),
+        ({"step": torch.tensor(1e300, dtype=torch.float64)}, "step=inf: a positive number"),
+        ({"tolerance": float("nan")}, "tolerance=nan: a finite number, 0 or more, is needed"),
+        ({"tolerance": -1.0}, "tolerance=-1.0: a finite number"),
+        ({"form": [[1.0]]}, r"\(2, 2\) is needed, found list"),
         ({"step": torch.eye(3)}, r"a matrix \(2, 2\) is needed, found \(3, 3\)"),
         ({"step": -torch.eye(2)}, r"I \+ V has no inverse; no eigenvalue of V may be -1"),
         ({"form": torch.eye(3)}, rf"{needed} \(2, 2\) is needed, found \(3, 3\)"),
@@ -236,11 +249,63 @@ def test_what_is_refused() -> None:
             {"valid": torch.ones(2, 4, dtype=torch.bool)},
             r"valid: a bool for each token of \(4,\) is needed, found \(2, 4\)",
         ),
-        ({"layers": -1}, "layers=-1: 0 or more are needed"),
-        ({"temperature": 0.0}, "temperature=0: above 0 is needed, and None for hardmax"),
+        ({"valid": torch.ones(4)}, "valid: .* integers 0 and 1, is needed, found torch.float32"),
+        ({"valid": [True]}, "valid: a tensor of bool, .* is needed, found list"),
+        ({"layers": -1}, "layers=-1: an integer, 0 or more, is needed"),
+        ({"layers": 2.5}, "layers=2.5: an integer"),
+        ({"temperature": 0.0}, "temperature=0.0: a number above 0 is needed, and None for hardmax"),
+        ({"temperature": "a"}, "temperature='a': a number above 0"),
+        ({"states": [[1.0, 2.0]]}, r"states: shape \(\.\.\., n, d\) is needed, found list"),
         ({"states": torch.ones(2)}, r"states: shape \(\.\.\., n, d\) is needed, found \(2,\)"),
         ({"states": torch.ones(0, 2)}, r"found \(0, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):
             hardmax_path(**({"states": states, "step": 1.0, "layers": 1} | told))  # type: ignore[arg-type]
     assert float(step_gain(torch.tensor(3.0), states)) == 0.75
+    with pytest.raises(ValueError, match="tolerance=nan: a finite number"):
+        maximisers(states, tolerance=float("nan"))
+    with pytest.raises(ValueError, match=r"visible: a tensor of bool.*found torch.float32"):
+        maximisers(states, states)
+
+
+def test_an_attention_mask_of_integers_is_one_of_bool() -> None:
+    states, directions = torch.randn(2, 5, 3), torch.eye(3)
+    valid = torch.arange(5) < torch.tensor([[5], [3]])
+    path = hardmax_path(states, 0.5, 3, valid=valid)
+    targets = hard_targets(attention_scores(path), valid[:, None]).targets[-1]
+    near = coincident(states, tolerance=0.5)
+    for dtype in (torch.int64, torch.uint8):
+        mask = valid.to(dtype)
+        assert torch.equal(hardmax_path(states, 0.5, 3, valid=mask), path)
+        assert torch.equal(hard_targets(attention_scores(path), mask[:, None]).targets[-1], targets)
+        for one, other in (
+            (leaders_over_depth(path, valid=mask), leaders_over_depth(path, valid=valid)),
+            (follower_basins(targets, mask), follower_basins(targets, valid)),
+            (connected_tokens(near, mask), connected_tokens(near, valid)),
+            ([follower_counts(targets, mask)], [follower_counts(targets, valid)]),
+            ([coincident(states, mask)], [coincident(states, valid)]),
+            ([supports(states, directions, mask)], [supports(states, directions, valid)]),
+        ):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert torch.equal(supports(path, directions, valid)[1], supports(path[1], directions, valid))
+    for call in (
+        lambda wrong: leaders_over_depth(path, valid=wrong),
+        lambda wrong: follower_basins(targets, wrong),
+        lambda wrong: connected_tokens(near, wrong),
+        lambda wrong: follower_counts(targets, wrong),
+        lambda wrong: coincident(states, wrong),
+        lambda wrong: supports(states, directions, wrong),
+    ):
+        for wrong, message in (
+            (valid.float(), "valid: a tensor of bool, .* found torch.float32"),
+            (valid[:, :4], r"valid: a bool for each token of \(2, 5\) is needed, found \(2, 4\)"),
+            (valid[:, :1], r"found \(2, 1\)"),
+            (valid[None, :, :], r"found \(1, 2, 5\)"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call(wrong)
+    for flat in (states[0, 0], states[0]):
+        with pytest.raises(ValueError, match=r"path: shape \(K \+ 1, \.\.\., n, d\) is needed"):
+            leaders_over_depth(flat)
+    with pytest.raises(ValueError, match="ties=-1: a finite number, 0 or more"):
+        leaders_over_depth(path, ties=-1)

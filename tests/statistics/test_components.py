@@ -281,6 +281,9 @@ def test_errors(tmp_path: Any) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             gh.Components(**wrong)
+    for given in ("a", None, 0):
+        with pytest.raises(ValueError, match=r"FeedForwardFit\(max_bytes=.*a positive integer"):
+            gh.FeedForwardFit(max_bytes=given)  # type: ignore[arg-type]
     with pytest.raises(
         SiteError,
         match=r"components at 'h.1' goes on from the sites before it, of "

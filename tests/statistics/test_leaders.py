@@ -271,6 +271,31 @@ def test_words_of_leaders_that_a_probe_finds() -> None:
     assert (chosen.counts.diff() <= 0).all()
 
 
+def test_words_beyond_the_vocabulary_are_counted(tmp_path: Path) -> None:
+    """Of all words the counts are known; of fewer, how many are missing, in merged files too."""
+    model, batches = make("gpt2"), [batch(0), batch(1)]
+    everything = measure(model, batches, gh.Leaders(words=VOCABULARY))
+    statistic, few = gh.Leaders(vocabulary=3), []
+    for number, inputs in enumerate(batches):
+        measure(model, [inputs], statistic).save(tmp_path / f"{number}.safetensors")
+        few.append(gh.load(tmp_path / f"{number}.safetensors"))
+    for geometry in (measure(model, batches, statistic), gh.merge(few)):
+        for site in geometry.sites[1:]:
+            for found, whole in (
+                (geometry[site].leaders.words, everything[site].leaders.words),
+                (
+                    geometry[site].leaders.without_first.words,
+                    everything[site].leaders.without_first.words,
+                ),
+            ):
+                inside = whole.ids < 3
+                assert int(whole.beyond) == 0
+                assert torch.equal(found.ids, whole.ids[inside])
+                assert torch.equal(found.counts, whole.counts[inside])
+                assert int(found.total) == int(whole.counts[inside].sum())
+                assert int(found.beyond) == int(whole.counts[~inside].sum()) > 0
+
+
 def test_merged_files_are_one_stream(tmp_path: Path) -> None:
     model, batches = make("llama"), [batch(0), batch(1)]
     statistic = gh.Leaders(probe=(torch.ones(24), 0.0))
@@ -417,8 +442,20 @@ def test_errors() -> None:
         ({"words": 0}, r"Leaders\(words=0\): a positive integer"),
         ({"directions": 1.5}, r"Leaders\(directions=1.5\): a positive integer"),
         ({"vocabulary": True}, r"Leaders\(vocabulary=True\): a positive integer"),
-        ({"fraction": 0}, r"Leaders\(fraction=0\): a number above 0"),
+        ({"words": None}, r"Leaders\(words=None\): a positive integer"),
+        ({"directions": None}, r"Leaders\(directions=None\): a positive integer"),
+        (
+            {"fraction": 0},
+            r"Leaders\(fraction=0\): a number above 0 .* the share of forwards that are looked at",
+        ),
+        ({"tolerance": float("nan")}, r"Leaders\(tolerance=nan\): a number from 0 to 1"),
         ({"probe": torch.ones(3)}, r"Leaders\(probe\): a vector \(d,\) and a number.*found Tensor"),
+        (
+            {"probe": (torch.tensor([1.0, float("nan"), float("inf")]), 0.0)},
+            r"Leaders\(probe\): finite numbers .* 2 of 3 entries of w would leave no word",
+        ),
+        ({"probe": (torch.ones(3), float("nan"))}, r"finite numbers .* b=nan would leave no word"),
+        ({"probe": (torch.ones(3), "a")}, r"a number b of \(w, b\) is needed, found 'a'"),
     ):
         with pytest.raises(ValueError, match=message):
             gh.Leaders(**arguments)

@@ -49,7 +49,7 @@ def check_fraction(fraction: Any, argument: str) -> float:
     if not number or not 0 < float(fraction) <= 1:
         raise ValueError(
             f"{argument}={fraction!r}): a number above 0 and at most 1 is needed, the share of "
-            "forwards whose products are taken"
+            "forwards that are looked at"
         )
     return float(fraction)
 

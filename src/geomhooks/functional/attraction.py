@@ -20,6 +20,7 @@ from torch import Tensor
 
 from geomhooks.functional.hardmax import step_gain
 from geomhooks.functional.shapes import as_float
+from geomhooks.functional.token_arguments import as_states, as_valid
 
 __all__ = ["Attraction", "attraction", "convergence_rate", "supports"]
 
@@ -78,7 +79,8 @@ def convergence_rate(step: float | Tensor) -> float:
         (0.666667, 0.5)
     """
     if not isinstance(step, Tensor) or not step.ndim:
-        return 1 - float(step_gain(float(step), torch.empty(0)))
+        number = float(step) if isinstance(step, Tensor) else step
+        return 1 - float(step_gain(number, torch.empty(0)))
     step = as_float(step)
     gain = step_gain(step, step)
     assert isinstance(gain, Tensor)
@@ -93,7 +95,7 @@ def supports(states: Tensor, directions: Tensor, valid: Tensor | None = None) ->
     Args:
         states: (..., n, d).
         directions: (m, d).
-        valid: (..., n) bool, which tokens count.
+        valid: (..., n) bool or integers, 0 for False: which tokens count.
 
     Returns:
         (..., m) -inf where no token is valid.
@@ -102,8 +104,9 @@ def supports(states: Tensor, directions: Tensor, valid: Tensor | None = None) ->
         >>> supports(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.eye(2))
         tensor([1., 2.])
     """
-    states = as_float(states)
+    states = as_states(states)
     reach = states @ directions.to(states).T
+    valid = as_valid(valid, states.shape[:-1])
     if valid is not None:
         reach = reach.masked_fill(~valid[..., None], -torch.inf)
     return reach.amax(-2)

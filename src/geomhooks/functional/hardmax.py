@@ -25,7 +25,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geomhooks.checks import is_whole
 from geomhooks.functional.shapes import as_float
+from geomhooks.functional.token_arguments import (
+    as_bool,
+    as_states,
+    as_valid,
+    check_tolerance,
+    is_number,
+    what_is,
+)
 
 __all__ = [
     "HardTargets",
@@ -75,20 +84,24 @@ def maximisers(scores: Tensor, visible: Tensor | None = None, *, tolerance: floa
     Args:
         scores: (..., n, m), a row for each token that looks; what it cannot see may be -inf.
         visible: bool, broadcast against the scores: (..., 1, m) of keys, or (..., n, m) of pairs.
-            What is not visible may have any score, NaN too.
+            What is not visible may have any score, NaN too. Integers count as bool.
         tolerance: scores count as the largest from ``largest - tolerance |largest|`` on; 0 is exact
             equality.
 
     Returns:
         (..., n, m) bool. Nothing in a row that sees nothing, or that has a NaN.
 
+    Raises:
+        ValueError: the tolerance is no number from 0 on, or what is visible is no mask.
+
     Example:
         >>> maximisers(torch.tensor([[1.0, 3.0, 3.0], [2.0, 1.0, 0.0]]))
         tensor([[False,  True,  True],
                 [ True, False, False]])
     """
+    check_tolerance(tolerance)
     if visible is not None:
-        scores = scores.masked_fill(~visible, -math.inf)
+        scores = scores.masked_fill(~as_bool(visible, "visible"), -math.inf)
     top = scores.amax(-1, keepdim=True)
     least = top
     if tolerance:
@@ -134,15 +147,17 @@ def hardmax_step(
         states: (..., n, d).
         step: alpha > 0, a number or a tensor () that may have a gradient; or (d, d) the matrix V.
         form: (d, d) A, symmetric and positive definite; by default the identity.
-        valid: (..., n) bool. Other tokens are seen by none, and stay where they are.
+        valid: (..., n) bool, or integers, 0 for False. Other tokens are seen by none, and stay
+            where they are.
         tolerance: relative to the largest score of a row.
 
     Returns:
         (..., n, d) in float32 at least.
 
     Raises:
-        ValueError: shapes do not fit, the step is no positive number, I + V is singular, or A is
-            not symmetric and positive definite.
+        ValueError: shapes do not fit, the step is no positive number, I + V is singular, A is not
+            symmetric and positive definite, the mask is of floats, or the tolerance is negative. A
+            step that is a tensor () is waited for, to be looked at.
 
     Example: the first token attends to the second, which attends to itself.
         >>> hardmax_step(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), 1.0)
@@ -208,26 +223,24 @@ def hardmax_path(
         (K + 1, ..., n, d)
 
     Raises:
-        ValueError: as :func:`hardmax_step` and :func:`softmax_step`, or ``layers`` is negative.
+        ValueError: as :func:`hardmax_step` and :func:`softmax_step`, or ``layers`` is no
+            integer from 0 on.
 
     Example:
         >>> hardmax_path(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), 1.0, 2)[:, 0, 0]
         tensor([1.0000, 2.0000, 2.5000])
     """
-    if layers < 0:
-        raise ValueError(f"layers={layers}: 0 or more are needed")
-    if temperature is not None and not temperature > 0:
-        raise ValueError(f"temperature={temperature:g}: above 0 is needed, and None for hardmax")
-    states = as_float(states)
-    if states.ndim < 2 or 0 in states.shape[-2:]:
-        raise ValueError(f"states: shape (..., n, d) is needed, found {tuple(states.shape)}")
+    if not is_whole(layers) or layers < 0:
+        raise ValueError(f"layers={layers!r}: an integer, 0 or more, is needed")
+    if temperature is not None and not (is_number(temperature) and temperature > 0):
+        raise ValueError(
+            f"temperature={temperature!r}: a number above 0 is needed, and None for hardmax"
+        )
+    check_tolerance(tolerance)
+    states = as_states(states)
     gain = step_gain(step, states)
     form = None if form is None else positive_definite(form, states)
-    if valid is not None and valid.shape != states.shape[:-1]:
-        raise ValueError(
-            f"valid: a bool for each token of {tuple(states.shape[:-1])} is needed, found "
-            f"{tuple(valid.shape)}"
-        )
+    valid = as_valid(valid, states.shape[:-1])
     path = [states]
     for _ in range(layers):
         means = attended_means(
@@ -262,6 +275,7 @@ def attended_means(
         tensor([[3., 0.],
                 [3., 0.]])
     """
+    valid = as_valid(valid, states.shape[:-1])
     # What is not valid may be NaN, which is not to reach a sum with weight zero.
     seen = states if valid is None else states.masked_fill(~valid[..., None], 0)
     visible = None if valid is None else valid[..., None, :]
@@ -298,20 +312,23 @@ def step_gain(step: float | Tensor, like: Tensor) -> Tensor | float:
         a number, () or (d, d)
 
     Raises:
-        ValueError: alpha is not positive, V is not (d, d), or I + V is singular.
+        ValueError: alpha is not positive and finite, V is not (d, d), or I + V is singular. To be
+            looked at, a tensor is waited for.
 
     Example:
         >>> step_gain(1.0, torch.ones(1, 3))
         0.5
     """
-    if not isinstance(step, Tensor):
-        if not (step > 0 and math.isfinite(step)):
-            raise ValueError(f"step={step:g}: a positive number, or a matrix (d, d), is needed")
-        return float(step / (1 + step))
-    step = step.to(like)
-    if step.ndim == 0:
+    if not isinstance(step, Tensor) or step.ndim == 0:
+        value = step.to(like).item() if isinstance(step, Tensor) else step
+        if not (is_number(value) and 0 < value < math.inf):
+            raise ValueError(f"step={value!r}: a positive number, or a matrix (d, d), is needed")
+        if not isinstance(step, Tensor):
+            return float(step / (1 + step))
+        step = step.to(like)
         gain: Tensor = step / (1 + step)
         return gain
+    step = step.to(like)
     width = like.shape[-1]
     if step.shape != (width, width):
         raise ValueError(
@@ -353,8 +370,8 @@ def positive_definite(form: Tensor, like: Tensor) -> Tensor:
         ValueError: it is not (d, d), not symmetric, or not positive definite, up to rounding.
     """
     width, needed = like.shape[-1], "form: a symmetric positive definite matrix"
-    if form.shape != (width, width):
-        raise ValueError(f"{needed} ({width}, {width}) is needed, found {tuple(form.shape)}")
+    if not isinstance(form, Tensor) or form.shape != (width, width):
+        raise ValueError(f"{needed} ({width}, {width}) is needed, found {what_is(form)}")
     form = form.detach().to(like)
     odd, largest = float((form - form.T).abs().max()), float(form.abs().max())
     rounding = 16 * width * torch.finfo(form.dtype).eps

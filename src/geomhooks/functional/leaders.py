@@ -11,7 +11,7 @@ have a larger product with itself than with its leader: a new leader counts only
 from all that are known than a tolerance.
 
 Functions of scores, targets and relations look at no value on the host, and no shape depends on
-one.
+one. Where tokens are said to be ``valid``, integers as in an attention mask count as bool.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.functional.hardmax import attention_scores, form_norm, maximisers
-from geomhooks.functional.shapes import as_float
+from geomhooks.functional.token_arguments import as_states, as_valid, check_tolerance
 
 __all__ = [
     "DepthLeaders",
@@ -102,7 +102,9 @@ def coincident(
                 [False,  True, False],
                 [ True, False,  True]])
     """
-    states = as_float(states)
+    check_tolerance(tolerance)
+    states = as_states(states)
+    valid = as_valid(valid, states.shape[:-1])
     if valid is not None:
         states = states.masked_fill(~valid[..., None], 0)
     if form is not None:
@@ -210,12 +212,18 @@ def leaders_over_depth(
         tolerance: how far apart tokens are that count as one, as :func:`coincident` has it.
         ties: relative tolerance of a tie between scores.
 
+    Raises:
+        ValueError: the path or ``valid`` is of another shape, or a tolerance is negative.
+
     Example: a token becomes a leader in the first layer, having followed another.
         >>> from geomhooks.functional import hardmax_path
         >>> states = torch.tensor([[1.0, 1 / 3], [-1 / 12, 1 / 12], [-1.0, -1.0], [0.0, 0.25]])
         >>> leaders_over_depth(hardmax_path(states, 0.5, 30)).since
         tensor([ 0,  1,  0, -1])
     """
+    check_tolerance(ties, "ties")
+    path = as_states(path, "path", "(K + 1, ..., n, d)")
+    valid = as_valid(valid, path.shape[1:-1])
     visible = None if valid is None else valid[..., None, :]
     known = torch.zeros(path.shape[1:-1], dtype=torch.bool, device=path.device)
     found, since = [], torch.full(known.shape, -1, device=path.device)
@@ -247,6 +255,7 @@ def follower_counts(targets: Tensor, valid: Tensor | None = None) -> Tensor:
         >>> follower_counts(torch.tensor([0, 0, 3, 3]))
         tensor([2, 0, 0, 2])
     """
+    valid = as_valid(valid, targets.shape)
     counted = torch.ones_like(targets) if valid is None else valid.to(targets.dtype)
     return torch.zeros_like(targets).scatter_add(-1, targets, counted)
 
@@ -266,6 +275,7 @@ def follower_basins(targets: Tensor, valid: Tensor | None = None) -> FollowerBas
     """
     number = targets.shape[-1]
     index = torch.arange(number, device=targets.device).expand_as(targets)
+    valid = as_valid(valid, targets.shape)
     counted = torch.ones_like(targets) if valid is None else valid.to(targets.dtype)
     jump = targets if valid is None else torch.where(valid, targets, index)
     doublings = max(1, (number - 1).bit_length())  # 2 to so many is n at least
@@ -302,6 +312,7 @@ def connected_tokens(near: Tensor, valid: Tensor | None = None) -> TokenClusters
     """
     number = near.shape[-1]
     index = torch.arange(number, device=near.device)
+    valid = as_valid(valid, near.shape[:-1])
     if valid is not None:
         near = near & valid[..., None, :] & valid[..., :, None]
     reached = near | (index[:, None] == index)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from geomhooks.checks import is_whole
 from geomhooks.functional.hardmax import attended_means, hardmax_path, move
+from geomhooks.functional.token_arguments import is_number, what_is
 
 __all__ = [
     "HardmaxAttention",
@@ -47,7 +49,7 @@ class HardmaxConfig:
             is zero and stays so.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a number is out of its range, or no number, or a switch neither True nor False.
     """
 
     vocab_size: int
@@ -64,15 +66,19 @@ class HardmaxConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: 1 or more is needed")
-        if not 0 <= self.pad_token_id < self.vocab_size:
+            value = getattr(self, name)
+            if not is_whole(value) or value < 1:
+                raise ValueError(f"{name}={value!r}: an integer, 1 or more, is needed")
+        if not is_whole(self.pad_token_id) or not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
-                f"pad_token_id={self.pad_token_id}: the id of one of {self.vocab_size} words is "
-                "needed"
+                f"pad_token_id={self.pad_token_id!r}: the id of one of {self.vocab_size} words, "
+                f"from 0 to {self.vocab_size - 1}, is needed"
             )
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature:g}: above 0 is needed")
+        if not is_number(self.temperature) or not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature!r}: a number above 0 is needed")
+        for name in ("masked", "pool_padding", "constrained", "embed_padding"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: True or False is needed")
         check_when(self.hard)
 
     @classmethod
@@ -183,7 +189,8 @@ class HardmaxClassifier(nn.Module):
         config: how it is made; or leave it out and give what :class:`HardmaxConfig` takes.
 
     Raises:
-        ValueError: as :class:`HardmaxConfig`, or TypeError where both are given.
+        ValueError: as :class:`HardmaxConfig`.
+        TypeError: both are given, or neither, or something else.
 
     Example: 8 layers, and V d + d + 2 parameters.
         >>> model = HardmaxClassifier(HardmaxConfig.published(100, hidden_size=4))
@@ -201,6 +208,11 @@ class HardmaxClassifier(nn.Module):
         super().__init__()
         if (config is None) == (not options):
             raise TypeError("HardmaxClassifier takes a HardmaxConfig, or what that takes")
+        if config is not None and not isinstance(config, HardmaxConfig):
+            raise TypeError(
+                f"HardmaxClassifier takes a HardmaxConfig, or what that takes, by name, as "
+                f"HardmaxClassifier(vocab_size=100); found {config!r}"
+            )
         self.config = HardmaxConfig(**options) if config is None else config
         self.body = HardmaxTransformer(self.config)
         self.decoder = nn.Linear(self.config.hidden_size, 1)
@@ -236,8 +248,8 @@ class HardmaxClassifier(nn.Module):
                 padding. Only for models with ``masked``.
 
         Raises:
-            ValueError: ids are not integers (B, T), the mask has another shape, or the model's
-                padding takes part.
+            ValueError: ids are not integers (B, T) with T > 0, the mask has another shape, or the
+                model's padding takes part.
         """
         words = self._words(input_ids, attention_mask)
         if self.config.masked:
@@ -286,9 +298,18 @@ class HardmaxClassifier(nn.Module):
 
     def _words(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """Which entries are words."""
+        if not isinstance(ids, Tensor):
+            raise ValueError(
+                "input_ids: a tensor of integers (B, T) is needed, found "
+                f"{type(ids).__name__}; make one with torch.tensor"
+            )
         if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
             raise ValueError(
                 f"input_ids: integers (B, T) are needed, found {ids.dtype} {tuple(ids.shape)}"
+            )
+        if not ids.shape[1]:
+            raise ValueError(
+                f"input_ids: texts of one word or more are needed, found {tuple(ids.shape)}"
             )
         if mask is None:
             return ids != self.config.pad_token_id
@@ -297,10 +318,10 @@ class HardmaxClassifier(nn.Module):
                 "attention_mask: padding takes part in this model (masked=False), so that there is "
                 "nothing to mask; leave it out, or make the model with masked=True"
             )
-        if mask.shape != ids.shape:
+        if not isinstance(mask, Tensor) or mask.shape != ids.shape:
             raise ValueError(
                 f"attention_mask: shape {tuple(ids.shape)} as the ids is needed, found "
-                f"{tuple(mask.shape)}"
+                f"{what_is(mask)}"
             )
         return mask.bool()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.turns import check_fraction
-from geomhooks.checks import check_positive
+from geomhooks.checks import check_needed, check_positive
 from geomhooks.errors import SiteError
 from geomhooks.functional.linear_fit import LinearFit, linear_fit
 from geomhooks.functional.shapes import as_float
@@ -74,6 +74,7 @@ class FeedForwardFit(SomeForwards):
         self, fraction: float = 1.0, max_bytes: int = 1 << 31, positions: int | None = None
     ) -> None:
         self.fraction = check_fraction(fraction, "FeedForwardFit(fraction")
+        check_needed("FeedForwardFit", max_bytes=max_bytes)
         check_positive("FeedForwardFit", positions=positions)
         self.max_bytes = max_bytes
         self.positions = positions

@@ -12,11 +12,12 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.accumulators.noted import Noted
 from geomhooks.accumulators.turns import Turns, check_fraction
-from geomhooks.checks import check_positive
+from geomhooks.checks import check_needed, check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.functional.follower_graphs import follower_graph
 from geomhooks.functional.hard_attention import Leading, hard_attention, leading_tokens
+from geomhooks.functional.token_arguments import is_number
 from geomhooks.functional.token_covers import random_directions
 from geomhooks.results import Result
 from geomhooks.statistics.base import LAWS, Reading, Site
@@ -75,9 +76,10 @@ class Leaders(SomeForwards):
         directions: in how many fixed random directions the hull is looked at.
         words: of how many words the results have the counts, the most frequent.
         vocabulary: how many token ids to count words of; by default as many as the model's
-            embeddings have. It takes 16 bytes for each, at each block.
-        probe: (w, b), w (d,) a vector and b a number: only leaders z with \|<w, z> + b\| above the
-            ``threshold`` are counted as words. Files know it by a digest.
+            embeddings have. It takes 16 bytes for each, and 16 for all others together, at each
+            block.
+        probe: (w, b), w (d,) a vector and b a number, all finite: only leaders z with
+            \|<w, z> + b\| above the ``threshold`` are counted as words. Files know it by a digest.
         threshold: see ``probe``.
         fraction: of the forwards that are looked at, evenly chosen.
         positions: capacity T; by default the smaller of the model's maximum and 2048. All
@@ -120,7 +122,8 @@ class Leaders(SomeForwards):
     - ``any_head``: the first group with a token leading where it leads in some head, () each;
       ``mean_heads``: the means of the others averaged over heads that have one.
     - ``words``: ``ids`` (W,) of the tokens that lead most often, ``counts`` (W,), once for each
-      head in which they do, and ``total``.
+      head in which they do, and their ``total`` over all words; ``beyond``, how often words led
+      whose ids are not below ``vocabulary``, which are in none of the others.
     - ``conditions``: ``symmetric_share``, ``positive`` and ``negative`` eigenvalues of the
       symmetric part of the query-key form, ``value_identity_share``, ``value_step``, (H,) each (see
       :func:`geomhooks.anatomy.hardmax_facts`); ``hold``, whether all do, and ``reasons`` why not,
@@ -183,14 +186,8 @@ class Leaders(SomeForwards):
                 raise ValueError(
                     f"Leaders({name}={number!r}): a number from {low:g} to {high:g} is needed"
                 )
-        check_positive(
-            "Leaders",
-            directions=directions,
-            words=words,
-            vocabulary=vocabulary,
-            positions=positions,
-            rows=rows,
-        )
+        check_needed("Leaders", directions=directions, words=words)
+        check_positive("Leaders", vocabulary=vocabulary, positions=positions, rows=rows)
         self.tolerance, self.radius, self.cosine = float(tolerance), float(radius), float(cosine)
         self.directions, self.words, self.vocabulary = directions, words, vocabulary
         self.threshold, self.positions = float(threshold), positions
@@ -232,7 +229,7 @@ class Leaders(SomeForwards):
         }
         vocabulary = self.vocabulary or site.vocabulary
         if vocabulary:
-            made["words"] = Sum((2, vocabulary), torch.int64)
+            made["words"] = Sum((2, vocabulary + 1), torch.int64)  # the last, of those beyond
         return made
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:
@@ -335,8 +332,3 @@ class Leaders(SomeForwards):
         rest = describe_leaders(state, self.words, without=True)
         everything = describe_leaders(state, self.words, without=False)
         return everything | {"without_first": Result(**rest)}
-
-
-def is_number(value: Any) -> bool:
-    """It is a number, and no truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
