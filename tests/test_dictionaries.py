@@ -95,6 +95,8 @@ def test_what_is_no_dictionary_is_not_saved(tmp_path: Path) -> None:
             unit,
             told | {"penalty": math.nan},
         ),
+        (r"a tensor \(F, d\) is needed, found ndarray", unit.numpy(), told),
+        (r"notes: a mapping is needed, found \[1\]", unit, told | {"notes": [1]}),
         ("relative: true or false is needed, found 1", unit, told | {"relative": 1}),
     ):
         with pytest.raises(ValueError, match=message):

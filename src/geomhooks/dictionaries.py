@@ -73,10 +73,12 @@ def save_dictionary(
         >>> found.coder()(torch.tensor([[3.0, 4.0, 0.0]]))
         tensor([[2.5000, 3.5000, 0.0000]])
     """
-    stored = as_matrix(dictionary.detach(), NAME, "(F, d)").cpu().contiguous()
+    stored = as_matrix(dictionary, NAME, "(F, d)").detach().cpu().contiguous()
     for problem in (problem_of_rows(stored), problem_of_penalty(penalty, relative)):
         if problem:
             raise ValueError(problem)
+    if not isinstance(notes, Mapping | None):
+        raise ValueError(f"notes: a mapping is needed, found {notes!r:.80}")
     document = {
         "schema": SCHEMA,
         "kind": NAME,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import geomhooks as gh
 from geomhooks.cli.factors_command import marked_text
@@ -112,3 +114,13 @@ def test_errors(cli, bert: Path, text: Path, measured: Path):
     gh.load(measured).save("bare.safetensors", notes={})
     fails(cli("factors", "bare.safetensors"), 3, "does not say of which model", "--tokenizer")
     assert cli("factors", "bare.safetensors", "--tokenizer", bert).code == 0
+
+
+def test_a_file_with_impossible_numbers(cli, measured: Path):
+    with safe_open(measured, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(measured)
+    name = next(name for name in tensors if name.endswith("top/value"))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, "odd.safetensors", metadata=metadata)
+    fails(cli("factors", "odd.safetensors"), 7, "importances of factors are negative or no numbers")

@@ -204,6 +204,11 @@ def test_errors() -> None:
         sparse_codes(hidden, dictionary, torch.ones(3))
     with pytest.raises(ValueError, match=r"one number is needed, found shape \(4,\)"):
         SparseCoder(dictionary, torch.ones(4))
+    for number in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="numbers of at least 0 are needed, found"):
+            sparse_codes(hidden, dictionary, torch.tensor([1.0, 1.0, 1.0, number]))
+    with pytest.raises(ValueError, match="found nan in row 0, and 9 such in all"):
+        sparse_codes(hidden, dictionary * math.nan, 0.1)
     for iterations in (0, 1.5, True):
         with pytest.raises(ValueError, match="a positive integer is needed"):
             sparse_codes(hidden, dictionary, 0.1, iterations=iterations)  # type: ignore[arg-type]

@@ -233,13 +233,15 @@ def test_a_forward_makes_no_more_mini_batches_than_it_may() -> None:
     statistic = learning(batch=20, updates_per_forward=3, iterations=7)
     coders: list[Any] = []
 
+    made = SparseCoder.trusted
+
     def noted(*given: Any, **told: Any) -> Any:
         coders.append(told)
-        return SparseCoder(*given, **told)
+        return made(*given, **told)
 
     planted = Planted()
     with (
-        mock.patch.object(factor_learning, "SparseCoder", noted),
+        mock.patch.object(SparseCoder, "trusted", noted),
         torch.no_grad(),
         watching(statistic) as watch,
     ):
@@ -413,6 +415,11 @@ def test_errors() -> None:
             gh.FactorLearning(**{name: math.nan})
     with pytest.raises(ValueError, match="a number of at least 0 is needed"):
         gh.FactorLearning(penalty=-1)
+    wrong: dict[str, Any] = {"size": None, "batch": None, "penalty": None, "step": "a"}
+    wrong |= {"relative": None, "start": "x"}
+    for name, value in (*wrong.items(), ("seed", "a"), ("seed", 1.5), ("seed", 2**70)):
+        with pytest.raises(ValueError, match=f"{name}.* needed"):
+            gh.FactorLearning(**{name: value})
     with pytest.raises(ValueError, match="room for at least the 200 states that a forward gives"):
         gh.FactorLearning(updates_per_forward=2, waiting=199)
     with pytest.raises(ValueError, match=r"start: shape \(F, d\) is needed"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import DynamicCache
 import geomhooks as gh
 from geomhooks.errors import SchemaError, SiteError
 from geomhooks.functional import SparseAutoencoder, SparseCoder
+from geomhooks.statistics.digests import digest_of
 from tests.models import tiny_gpt2, tiny_gpt2_lm
 from tests.statistics.without_numbers import update_on_meta
 
@@ -256,6 +258,15 @@ def test_nothing_waits_for_the_device(packed: bool, one_per_text: bool) -> None:
         ({"dictionary": torch.eye(2)}, "give the penalty of its codes, penalty="),
         ({"dictionary": torch.ones(3), "penalty": 1}, r"shape \(F, d\) is needed, found \(3,\)"),
         ({"encoder": torch.relu}, "it does not say how many factors it has; give .* factors="),
+        ({"dictionary": [[1.0]], "penalty": 1}, r"a tensor \(F, d\) is needed, found list"),
+        ({"dictionary": torch.eye(2), "penalty": "a"}, "penalty='a': a number of at least 0"),
+        ({"dictionary": torch.eye(2), "penalty": True}, "penalty=True: a number of at least 0"),
+        ({"dictionary": torch.eye(2), "penalty": torch.tensor(-1.0)}, "at least 0 .* found -1"),
+        ({"dictionary": torch.eye(2) / 0, "penalty": 1}, "finite numbers are needed, found inf"),
+        ({"dictionary": torch.eye(2), "penalty": 1, "relative": None}, "relative=None.: True or"),
+        ({"encoder": SparseCoder(torch.eye(2), 1), "penalty": 1}, "encoder makes codes its own"),
+        ({"encoder": abs, "factors": 2, "decoder": 3}, r"decoder=3\): None or a callable"),
+        ({"encoder": abs, "factors": 2, "max_bytes": None}, "max_bytes=None.: a positive integ"),
         ({"encoder": 3}, r"Factors\(encoder=int\): a callable .* is needed"),
         ({"encoder": "blake2b:0"}, "with a digest alone give factors="),
         ({"encoder": Autoencoder(), "factors": 3}, "the encoder Autoencoder has 24 factors"),
@@ -276,3 +287,85 @@ def test_what_does_not_fit() -> None:
         measure(gh.Factors(dictionary(), 0.1, max_bytes=1000), TEXTS)
     with pytest.raises(SiteError, match=r"made \(120, 16\) of hidden .* codes \(120, 5\) are need"):
         measure(gh.Factors(encoder=torch.relu, factors=5), TEXTS)
+
+
+class Holder:
+    """Neither module nor dataclass, and its weights in a private attribute and in a slot."""
+
+    __slots__ = ("__dict__", "_scale")
+
+    def __init__(self, weight: Tensor, scale: float = 1.0) -> None:
+        self._linear = nn.Linear(WIDTH, FACTORS, bias=False)
+        self._linear.weight.data = weight.clone()
+        self._scale = scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._linear(x).relu() * self._scale
+
+
+def project(weight: Tensor, x: Tensor, *, scale: float = 1.0) -> Tensor:
+    return (x @ weight.T).relu() * scale
+
+
+def closed(weight: Tensor) -> Any:
+    return lambda x: (x @ weight.T).relu()
+
+
+def test_digests_cover_what_encoders_hold() -> None:
+    """Encoders of equal content are one, of other content they are not, and do not merge."""
+    first, other = dictionary(), dictionary().flip(0)
+    kinds: list[Any] = [
+        Holder,
+        lambda weight: Holder(weight).__call__,
+        lambda weight: partial(project, weight),
+        closed,
+        lambda weight: Module(weight),
+    ]
+    for make in kinds:
+        made = [gh.Factors(encoder=make(w.clone()), factors=FACTORS) for w in (first, first, other)]
+        assert made[0].encoder == made[1].encoder != made[2].encoder
+    with pytest.raises(SchemaError, match=r"factors\.encoder differs"):
+        gh.merge(
+            [
+                measure(gh.Factors(encoder=Holder(w), factors=FACTORS, top=2), TEXTS)
+                for w in (first, other)
+            ]
+        )
+    several = {
+        digest_of(each)
+        for each in (
+            *(Holder(first), Holder(first, 2.0), partial(project, first)),
+            *(partial(project, first, scale=2.0), torch.relu, torch.tanh),
+            *(lambda x: x.relu(), lambda x: x.tanh(), {"a": [1, 2]}, {"a": [2, 1]}),
+        )
+    }
+    assert len(several) == 10
+    assert digest_of(torch.relu, torch.neg) != digest_of(torch.relu)
+    assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+    circle: list[Any] = [1]
+    circle.append(circle)
+    assert digest_of(circle) != digest_of([1, [1]])
+
+
+class Module(nn.Module):
+    """Weights that are no parameters."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.held = [weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.held[0].T).relu()
+
+
+def test_decoders_are_checked_and_may_work_in_place() -> None:
+    def encode(x: Tensor) -> Tensor:
+        return x.relu_()
+
+    found = measure(gh.Factors(encoder=encode, decoder=lambda c: c.mul_(1), factors=WIDTH), TEXTS)
+    x = states_of_first()
+    expected = x.square().sum() / (x - x.relu()).square().sum()
+    assert float(found["h.0"].factors.snr) == pytest.approx(float(expected), rel=1e-4)
+    wrong = gh.Factors(encoder=encode, decoder=lambda c: c[:, :1], factors=WIDTH)
+    with pytest.raises(SiteError, match=r"made \(120, 1\) of codes .* hidden states \(120, 16\) a"):
+        measure(wrong, TEXTS)

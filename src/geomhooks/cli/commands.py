@@ -27,7 +27,7 @@ from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar, steps_
 from geomhooks.cli.report_command import report_file
 from geomhooks.cli.table import print_table
 from geomhooks.dictionaries import FactorDictionary, load_dictionary
-from geomhooks.statistics.encoders import digest_of
+from geomhooks.statistics.digests import digest_of
 
 __all__ = ["app", "run"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import geomhooks as gh
 from geomhooks import functional, measuring
 from geomhooks.cli.table import print_table
-from geomhooks.errors import SchemaError, SiteError
+from geomhooks.errors import FileFormatError, SchemaError, SiteError
 
 __all__ = ["show_factors"]
 
@@ -88,6 +88,7 @@ def _measured(
 
     Raises:
         SchemaError: it has none.
+        FileFormatError: its numbers cannot be those of factors.
     """
     name = gh.Factors.name
     sites = [site for site in geometry.sites if name in geometry[site]]
@@ -98,6 +99,8 @@ def _measured(
         )
     results = {site: geometry[site][name] for site in sites}
     importance = torch.stack([results[site].importance for site in sites], 1)
+    if not bool((torch.isfinite(importance) & (importance >= 0)).all()):
+        raise FileFormatError(f"{file}: importances of factors are negative or no numbers")
     levels = functional.importance_levels(importance, by=by, bounds=bounds)
     return _Measured(sites, importance, levels, results)
 

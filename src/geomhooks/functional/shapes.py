@@ -24,6 +24,11 @@ def as_matrix(tensor: Tensor, name: str, shape: str = "(T, d)") -> Tensor:
     Raises:
         ValueError: it is not a matrix, or it is empty.
     """
+    if not isinstance(tensor, Tensor):
+        raise ValueError(
+            f"{name}: a tensor {shape} is needed, found {type(tensor).__name__}; torch.as_tensor "
+            "makes one of arrays and lists"
+        )
     if tensor.ndim != 2 or tensor.numel() == 0:
         raise ValueError(f"{name}: shape {shape} is needed, found {tuple(tensor.shape)}")
     return as_float(tensor)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomhooks.checks import is_whole
+from geomhooks.checks import is_number, is_whole
 from geomhooks.functional.precision import precision_on, without_autocast
 from geomhooks.functional.shapes import as_float, as_matrix
 
@@ -73,7 +73,8 @@ class SparseCoder:
         step: () 1 / L.
 
     Raises:
-        ValueError: the dictionary is no matrix, or an argument is not what it has to be.
+        ValueError: the dictionary is no matrix of finite numbers, or an argument is not what it has
+            to be.
 
     Example:
         >>> coder = SparseCoder(torch.eye(3), penalty=0.5)
@@ -91,19 +92,46 @@ class SparseCoder:
     _transition: Tensor | None = field(init=False, repr=False)
     _scaled: Tensor = field(init=False, repr=False)
 
-    @torch.no_grad()
     def __post_init__(self) -> None:
-        dictionary = as_matrix(self.dictionary.detach(), "dictionary", "(F, d)")
+        as_matrix(self.dictionary, "dictionary", "(F, d)")
+        check_finite(self.dictionary)
         check_penalty(self.penalty)
+        check_values(self.penalty)
         if isinstance(self.penalty, Tensor) and self.penalty.ndim:
             raise ValueError(
                 f"penalty: one number is needed, found shape {tuple(self.penalty.shape)}; one for "
                 "each token is for sparse_codes"
             )
+        if not isinstance(self.relative, bool):
+            raise ValueError(f"relative={self.relative!r:.80}: True or False is needed")
         if not is_whole(self.iterations) or self.iterations < 1:
             raise ValueError(f"iterations={self.iterations!r}: a positive integer is needed")
-        if self.tolerance is not None and not self.tolerance > 0:
+        if self.tolerance is not None and not (is_number(self.tolerance) and self.tolerance > 0):
             raise ValueError(f"tolerance={self.tolerance!r}: None or a positive number is needed")
+        self._prepare()
+
+    @classmethod
+    def trusted(
+        cls,
+        dictionary: Tensor,
+        penalty: float | Tensor,
+        relative: bool = False,
+        iterations: int = 500,
+        tolerance: float | None = None,
+    ) -> SparseCoder:
+        """Of arguments that are known to be good, without a look for which the host would wait."""
+        made = object.__new__(cls)
+        given = dictionary, penalty, relative, iterations, tolerance
+        names = "dictionary", "penalty", "relative", "iterations", "tolerance"
+        for name, value in zip(names, given, strict=True):
+            object.__setattr__(made, name, value)
+        made._prepare()
+        return made
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """Keep what depends on the dictionary alone."""
+        dictionary = as_float(self.dictionary.detach())
         # With all digits, whatever torch is set to: it decides whether steps go downhill.
         exact = exactly(dictionary)
         factors, width = dictionary.shape
@@ -161,7 +189,8 @@ class SparseCoder:
         if isinstance(penalty, Tensor):
             penalty = penalty.to(device)
         dictionary = self.dictionary.to(device)
-        return SparseCoder(dictionary, penalty, self.relative, self.iterations, self.tolerance)
+        how = self.relative, self.iterations, self.tolerance
+        return SparseCoder.trusted(dictionary, penalty, *how)
 
     def _codes(self, hidden: Tensor, penalty: float | Tensor) -> Tensor:
         """Codes for a penalty in units of the states, one or (...) of them."""
@@ -263,6 +292,10 @@ def sparse_codes(
     kind = torch.promote_types(as_float(hidden).dtype, as_float(dictionary).dtype)
     check_hidden(hidden, dictionary)
     check_penalty(penalty, hidden)
+    if isinstance(penalty, Tensor) and penalty.ndim:  # that of a state which is not finite may be
+        check_values(penalty[torch.isfinite(hidden).all(-1)])
+    else:
+        check_values(penalty)
     coder = SparseCoder(dictionary.to(kind), 0.0, iterations=iterations, tolerance=tolerance)
     with torch.no_grad():
         return coder._codes(hidden, penalty)
@@ -477,5 +510,38 @@ def check_penalty(penalty: float | Tensor, hidden: Tensor | None = None) -> None
                 f"penalty: one number or shape {tuple(hidden.shape[:-1])} is needed, found "
                 f"{tuple(penalty.shape)}"
             )
-    elif not 0 <= penalty < math.inf:
-        raise ValueError(f"penalty={penalty!r}: a number of at least 0 is needed")
+    elif not is_number(penalty) or not 0 <= penalty < math.inf:
+        raise ValueError(f"penalty={penalty!r:.80}: a number of at least 0 is needed")
+
+
+def check_values(penalty: float | Tensor) -> None:
+    """Raise unless the numbers of a tensor are penalties; the host waits for the device.
+
+    Raises:
+        ValueError: one of them is below 0 or not finite.
+    """
+    if not isinstance(penalty, Tensor) or penalty.is_meta:
+        return
+    wrong = penalty[~((penalty >= 0) & torch.isfinite(penalty))]
+    if len(wrong):
+        raise ValueError(
+            f"penalty: numbers of at least 0 are needed, found {float(wrong[0]):.6g} among "
+            f"{penalty.numel()}"
+        )
+
+
+def check_finite(dictionary: Tensor) -> None:
+    """Raise unless the numbers of a dictionary are finite; the host waits for the device.
+
+    Raises:
+        ValueError: one of them is not.
+    """
+    if dictionary.is_meta:
+        return
+    wrong = (~torch.isfinite(dictionary)).nonzero()
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise ValueError(
+            f"dictionary: finite numbers are needed, found {float(dictionary[row, column])} in row "
+            f"{row}, and {len(wrong)} such in all"
+        )

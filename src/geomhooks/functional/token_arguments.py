@@ -92,4 +92,5 @@ def as_valid(valid: Any, shape: Sequence[int]) -> Tensor | None:
         raise ValueError(
             f"valid: a bool for each token of {own} is needed, found {tuple(valid.shape)}"
         )
-    return valid.expand(own)
+    expanded: Tensor = valid.expand(own)
+    return expanded

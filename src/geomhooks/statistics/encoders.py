@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
-from inspect import ismethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,11 +10,11 @@ from torch import Tensor, nn
 
 from geomhooks.errors import SiteError
 from geomhooks.functional.shapes import as_float
+from geomhooks.statistics.digests import OURS, digest_of, qualified_name
 
 __all__ = ["Encoder"]
 
 Map = Callable[[Tensor], Tensor]
-PLAIN = (bool, int, float, str, type(None))
 
 
 class Encoder:
@@ -30,7 +27,8 @@ class Encoder:
         factors: F; may be left out where the encoder says it.
 
     Raises:
-        ValueError: the encoder cannot be called, or does not say how many factors it has.
+        ValueError: the encoder or the decoder cannot be called, or the encoder does not say how
+            many factors it has.
     """
 
     def __init__(
@@ -41,20 +39,26 @@ class Encoder:
                 f"Factors(encoder={type(encoder).__name__}): a callable from hidden states (N, d) "
                 "to codes (N, F), or an object with encode() is needed"
             )
+        if decoder is not None and not callable(decoder):
+            raise ValueError(
+                f"Factors(decoder={decoder!r:.80}): None or a callable from codes (N, F) to hidden "
+                "states (N, d) is needed"
+            )
         self.encoder = encoder
         self.decoder = decoder
         told, self.width = size_of(encoder)
         if factors is None and told is None:
             raise ValueError(
-                f"Factors(encoder={_name(encoder)}): it does not say how many factors it has; give "
-                "the number of its codes by factors="
+                f"Factors(encoder={qualified_name(encoder)}): it does not say how many factors it "
+                "has; give the number of its codes by factors="
             )
         if factors is not None and told is not None and factors != told:
             raise ValueError(
-                f"Factors(factors={factors}): the encoder {_name(encoder)} has {told} factors"
+                f"Factors(factors={factors}): the encoder {qualified_name(encoder)} has {told} "
+                "factors"
             )
         self.factors: int = told if factors is None else factors  # type: ignore[assignment]
-        self.digest = f"{_name(encoder)} {digest_of(encoder)}".strip()
+        self.digest = f"{qualified_name(encoder)} {digest_of(encoder, decoder)}"
         self._there: dict[torch.device, Any] = {}
 
     @property
@@ -69,19 +73,30 @@ class Encoder:
             SiteError: they have another shape.
         """
         encoder = self._at(rows.device)
-        codes = getattr(encoder, "encode", encoder)(self._suited(rows))
-        if not isinstance(codes, Tensor) or tuple(codes.shape) != (len(rows), self.factors):
-            found = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
+        suited = self._suited(rows, isinstance(encoder, OURS))
+        codes = getattr(encoder, "encode", encoder)(suited)
+        if not _is_shaped(codes, len(rows), self.factors):
             raise SiteError(
-                f"the encoder {_name(encoder)} made {found} of hidden states {tuple(rows.shape)}; "
-                f"codes ({len(rows)}, {self.factors}) are needed"
+                f"the encoder {qualified_name(encoder)} made {_found(codes)} of hidden states "
+                f"{tuple(rows.shape)}; codes ({len(rows)}, {self.factors}) are needed"
             )
         return as_float(codes.detach().to(rows.device))
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """The states (N, d) that codes (N, F) stand for."""
-        decode = self.decoder or self._at(codes.device).decode
-        decoded: Tensor = decode(self._suited(codes))
+    def decode(self, codes: Tensor, width: int) -> Tensor:
+        """The states (N, d) that codes (N, F) stand for, d being their width.
+
+        Raises:
+            SiteError: they have another shape.
+        """
+        encoder = self._at(codes.device)
+        own = self.decoder is None and isinstance(encoder, OURS)
+        decode = self.decoder or encoder.decode
+        decoded = decode(self._suited(codes, own))
+        if not _is_shaped(decoded, len(codes), width):
+            raise SiteError(
+                f"the decoder of {qualified_name(encoder)} made {_found(decoded)} of codes "
+                f"{tuple(codes.shape)}; hidden states ({len(codes)}, {width}) are needed"
+            )
         return as_float(decoded.detach().to(codes.device))
 
     def _at(self, device: torch.device) -> Any:
@@ -93,12 +108,25 @@ class Encoder:
             self._there[device] = encoder.to(device)
         return self._there[device]
 
-    def _suited(self, rows: Tensor) -> Tensor:
-        """As a module takes them: where its weights are, in their type."""
-        if not isinstance(self.encoder, nn.Module):
+    def _suited(self, rows: Tensor, own: bool) -> Tensor:
+        """As a module takes them: where its weights are, in their type.
+
+        A copy for what is not of this library, which may work in place.
+        """
+        if own:
             return rows
-        weight = next((p for p in self.encoder.parameters() if p.is_floating_point()), None)
-        return rows if weight is None else rows.to(weight)
+        weight = None
+        if isinstance(self.encoder, nn.Module):
+            weight = next((p for p in self.encoder.parameters() if p.is_floating_point()), None)
+        return rows.clone() if weight is None else rows.to(weight, copy=True)
+
+
+def _is_shaped(found: Any, rows: int, width: int) -> bool:
+    return isinstance(found, Tensor) and tuple(found.shape) == (rows, width)
+
+
+def _found(made: Any) -> Any:
+    return tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
 
 
 def size_of(encoder: Any) -> tuple[int | None, int | None]:
@@ -112,45 +140,3 @@ def size_of(encoder: Any) -> tuple[int | None, int | None]:
         if isinstance(found, Tensor) and found.ndim == 2:
             return found.shape[0], found.shape[1]
     return None, None
-
-
-def digest_of(encoder: Any) -> str:
-    """What tells two encoders apart in a file: a hash of their tensors and plain attributes.
-
-    Of a function nothing but its name is known.
-    """
-    if ismethod(encoder):
-        encoder = encoder.__self__
-    found, anything = hashlib.blake2b(digest_size=16), False
-    for name, value in _parts(encoder):
-        if isinstance(value, Tensor):
-            found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            found.update(flat.view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, PLAIN):
-            found.update(f"{name} {value!r} ".encode())
-        else:
-            continue
-        anything = True
-    return f"blake2b:{found.hexdigest()}" if anything else ""
-
-
-def _parts(encoder: Any) -> Iterator[tuple[str, Any]]:
-    """What an encoder is made of, by name; nothing that was derived of it."""
-    if isinstance(encoder, nn.Module):
-        yield from sorted(encoder.state_dict().items())
-        settings = getattr(encoder, "cfg", None)  # as SAELens has it; k, for one, is no weight
-        if is_dataclass(settings):
-            names = (f.name for f in fields(settings) if f.name != "device")
-            yield from ((f"cfg.{name}", getattr(settings, name)) for name in names)
-    elif is_dataclass(encoder):
-        yield from ((f.name, getattr(encoder, f.name)) for f in fields(encoder) if f.init)
-    else:
-        held = getattr(encoder, "__dict__", {})
-        yield from ((name, held[name]) for name in sorted(held) if not name.startswith("_"))
-
-
-def _name(encoder: Any) -> str:
-    found = getattr(encoder, "__qualname__", None)
-    module = getattr(encoder, "__module__", None)
-    return ".".join(filter(None, (module, found))) if found else type(encoder).__name__

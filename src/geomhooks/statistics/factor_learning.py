@@ -12,7 +12,7 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator, Sum
 from geomhooks.accumulators.learned_dictionary import NO_ID, LearnedDictionary, WaitingTokens
 from geomhooks.accumulators.table import LAST, hash_keys
-from geomhooks.checks import check_positive
+from geomhooks.checks import check_flags, check_needed, check_positive, is_number, is_whole
 from geomhooks.errors import SiteError
 from geomhooks.functional.dictionary_learning import (
     DAMPING,
@@ -150,7 +150,7 @@ class FactorLearning(Statistic):
         vocabulary: int = 1 << 18,
         positions: int | None = None,
     ) -> None:
-        check_positive(
+        check_needed(
             "FactorLearning",
             size=size,
             batch=batch,
@@ -158,15 +158,21 @@ class FactorLearning(Statistic):
             iterations=iterations,
             length=length,
             vocabulary=vocabulary,
-            waiting=waiting,
-            positions=positions,
         )
+        check_positive("FactorLearning", waiting=waiting, positions=positions)
+        check_flags("FactorLearning", relative=relative, weigh_words=weigh_words, revive=revive)
+        if not is_whole(seed) or not -(1 << 63) <= seed < 1 << 64:  # what torch takes
+            raise ValueError(f"FactorLearning(seed={seed!r}): an integer of 64 bits is needed")
         for name, number in (("step", step), ("damping", damping)):
-            if not 0 < number < math.inf:
+            if not is_number(number) or not 0 < number < math.inf:
                 raise ValueError(f"FactorLearning({name}={number!r}): a positive number is needed")
-        check_penalty(float(penalty))
+        if isinstance(penalty, Tensor) and not penalty.ndim:
+            penalty = float(penalty)
+        if isinstance(penalty, Tensor):
+            raise ValueError(f"penalty: one number is needed, found shape {tuple(penalty.shape)}")
+        check_penalty(penalty)
         if start is not None:
-            start = as_matrix(start.detach(), "start", "(F, d)").float().cpu()
+            start = as_matrix(start, "start", "(F, d)").detach().float().cpu()
             if len(start) != size:
                 raise ValueError(
                     f"FactorLearning(size={size}): start has {len(start)} factors; give their "
@@ -283,7 +289,7 @@ class FactorLearning(Statistic):
         waiting: WaitingTokens = state["waiting"]
         states, ids = waiting.take(ready, waiting.choose(self.batch))
         penalty = self.penalty * (math.sqrt(states.shape[1]) if self.relative else 1)
-        coder = SparseCoder(learned["dictionary"], penalty, iterations=self.iterations)
+        coder = SparseCoder.trusted(learned["dictionary"], penalty, iterations=self.iterations)
         codes = coder(states)
         left = exactly(states) - exactly(codes) @ exactly(learned["dictionary"])
         residual = left.to(states.dtype)

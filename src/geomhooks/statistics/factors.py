@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Sum
 from geomhooks.accumulators.top_tokens import Candidates, TokenRows, TopTokens, TopValues
-from geomhooks.checks import check_positive, is_whole
+from geomhooks.checks import check_flags, check_needed, check_positive, is_whole
 from geomhooks.errors import SiteError
 from geomhooks.functional.shapes import as_float
 from geomhooks.functional.sparse_coding import SparseCoder
@@ -52,7 +52,12 @@ class Factors(Statistic):
             :class:`~geomhooks.functional.SparseAutoencoder`, an object with ``encode`` and
             ``decode`` as those of SAELens are, or any callable from hidden states (N, d) to
             activations (N, F). A file knows it by its digest, a text, with which a statistic can
-            be read and merged but looks at no forward.
+            be read and merged but looks at no forward. The digest covers what encoder and decoder
+            hold when the statistic is made: tensors and arrays, plain values, containers,
+            attributes of instances, the state of modules, what bound methods are bound to, the
+            arguments of partials, and of functions their name, compiled code (that differs between
+            versions of Python), defaults and closure. It does not cover the values of globals, the
+            code of methods, which are known by the name of their class, nor random state.
         decoder: from activations (N, F) to hidden states (N, d), where the encoder has no
             ``decode``.
         factors: F, where the encoder does not say it.
@@ -100,8 +105,8 @@ class Factors(Statistic):
         >>> gh.functional.importance_levels(importance).level.shape
         torch.Size([8])
         >>> top = geometry["h.1"].factors.top
-        >>> top.window.shape, len(gh.functional.factor_contexts(top, factor=3))
-        (torch.Size([8, 5, 5]), 5)
+        >>> top.window.shape, len(gh.functional.factor_contexts(top, factor=3)) <= 5
+        (torch.Size([8, 5, 5]), True)
     """
 
     def __init__(
@@ -122,8 +127,9 @@ class Factors(Statistic):
         max_bytes: int = 1 << 31,
         positions: int | None = None,
     ) -> None:
-        check_positive("Factors", factors=factors, top=top, positions=positions)
-        check_positive("Factors", tokens_at_once=tokens_at_once)
+        check_positive("Factors", factors=factors, positions=positions)
+        check_needed("Factors", top=top, tokens_at_once=tokens_at_once, max_bytes=max_bytes)
+        check_flags("Factors", relative=relative, one_per_text=one_per_text)
         if not is_whole(window) or window < 0:
             raise ValueError(f"Factors(window={window!r}): an integer of at least 0 is needed")
         if coactivation not in (None, *get_args(CoActivation)):
@@ -140,6 +146,12 @@ class Factors(Statistic):
             if penalty is None:
                 raise ValueError("Factors(dictionary=...): give the penalty of its codes, penalty=")
             encoder = SparseCoder(dictionary, penalty, relative, iterations)
+        elif not isinstance(encoder, str) and (penalty is not None or relative):
+            raise ValueError(
+                f"Factors(penalty={penalty!r:.80}, relative={relative}): they are for a "
+                f"dictionary; an encoder makes codes its own way, give {type(encoder).__name__} "
+                "its penalty"
+            )
         self._encoder: Encoder | None = None
         if isinstance(encoder, str):
             if factors is None:
@@ -148,8 +160,8 @@ class Factors(Statistic):
         else:
             self._encoder = Encoder(encoder, decoder, factors)
             self.encoder, self.factors = self._encoder.digest, self._encoder.factors
-            penalty = getattr(encoder, "penalty", penalty)
-            relative = getattr(encoder, "relative", relative)
+            if isinstance(encoder, SparseCoder):
+                penalty, relative = float(encoder.penalty), encoder.relative
         self.penalty = None if penalty is None else float(penalty)
         self.relative = relative
         self.top = top
@@ -244,7 +256,7 @@ class Factors(Statistic):
             together = state["together"].value
             together.add_((factors.T @ factors).to(together.dtype))
         if self._encoder.decodes:
-            left = states - self._encoder.decode(codes)
+            left = states - self._encoder.decode(codes, states.shape[1])
             energies = [vectors.square().sum(1) for vectors in (states, left)]
             energy = torch.where(kept, torch.stack(energies), 0.0)
             state["energy"].value.add_(energy.sum(1, dtype=wide))
