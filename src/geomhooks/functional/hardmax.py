@@ -25,14 +25,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomhooks.checks import is_whole
+from geomhooks.checks import is_number, is_whole
 from geomhooks.functional.shapes import as_float
 from geomhooks.functional.token_arguments import (
     as_bool,
     as_states,
     as_valid,
     check_tolerance,
-    is_number,
     what_is,
 )
 

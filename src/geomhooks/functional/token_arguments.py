@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from geomhooks.checks import is_number
 from geomhooks.functional.shapes import as_float
 
-__all__ = ["as_bool", "as_states", "as_valid", "check_tolerance", "is_number", "what_is"]
-
-
-def is_number(value: object) -> bool:
-    """It is a real number, and no truth value."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+__all__ = ["as_bool", "as_states", "as_valid", "check_tolerance", "what_is"]
 
 
 def what_is(value: Any) -> str:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geomhooks.checks import is_whole
+from geomhooks.checks import is_number, is_whole
 from geomhooks.functional.hardmax import attended_means, hardmax_path, move
-from geomhooks.functional.token_arguments import is_number, what_is
+from geomhooks.functional.token_arguments import what_is
 
 __all__ = [
     "HardmaxAttention",

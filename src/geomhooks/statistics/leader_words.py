@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Sum
-from geomhooks.functional.token_arguments import is_number
+from geomhooks.checks import is_number
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.leader_context import Context
 

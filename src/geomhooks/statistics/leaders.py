@@ -12,12 +12,11 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.accumulators.noted import Noted
 from geomhooks.accumulators.turns import Turns, check_fraction
-from geomhooks.checks import check_needed, check_positive
+from geomhooks.checks import check_needed, check_positive, is_number
 from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.functional.follower_graphs import follower_graph
 from geomhooks.functional.hard_attention import Leading, hard_attention, leading_tokens
-from geomhooks.functional.token_arguments import is_number
 from geomhooks.functional.token_covers import random_directions
 from geomhooks.results import Result
 from geomhooks.statistics.base import LAWS, Reading, Site
