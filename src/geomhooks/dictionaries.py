@@ -12,9 +12,9 @@ from torch import Tensor
 
 from geomhooks.errors import FileFormatError
 from geomhooks.files import read_document, write_document
-from geomhooks.functional.dictionary_learning import problem_of_rows
+from geomhooks.functional.factors.dictionary_learning import problem_of_rows
+from geomhooks.functional.factors.sparse_coding import SparseCoder
 from geomhooks.functional.shapes import as_matrix
-from geomhooks.functional.sparse_coding import SparseCoder
 
 __all__ = ["FactorDictionary", "load_dictionary", "save_dictionary"]
 

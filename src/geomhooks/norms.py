@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from geomhooks.forwards.frames import unwrap_transforms
-from geomhooks.functional.norm_geometry import standardise
 from geomhooks.functional.shapes import as_float
+from geomhooks.functional.sphere.norm_geometry import standardise
 from geomhooks.sharded import local_tensor
 
 __all__ = ["NormModule", "inspect_norm"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import geomhooks as gh
 from geomhooks.errors import AnatomyError, SiteError
-from geomhooks.functional.logit_lens import LogitLens
+from geomhooks.functional.sphere.logit_lens import LogitLens
 from tests.anatomy.models import MODELS, VOCABULARY, bert, gpt2, make, opt, token_ids
 from tests.anatomy.test_rebuilding import assert_close
 

@@ -16,7 +16,7 @@ from geomhooks.anatomy.origins import Origins, tangent
 from geomhooks.anatomy.parts import Attention, BlockParts
 from geomhooks.anatomy.terms import TERMS, Terms
 from geomhooks.errors import AnatomyError
-from geomhooks.functional.indicators import indicators
+from geomhooks.functional.components.indicators import indicators
 from tests.anatomy import stacked
 from tests.anatomy.models import MODELS, gpt2, make, token_ids
 from tests.anatomy.test_rebuilding import recorded

@@ -14,7 +14,7 @@ from geomhooks.anatomy import find_anatomy
 from geomhooks.anatomy.origins import Origins
 from geomhooks.anatomy.terms import Terms
 from geomhooks.errors import AnatomyError, SiteError, TokensError, UnidentifiedError
-from geomhooks.functional.indicators import Indicators, indicators
+from geomhooks.functional.components.indicators import Indicators, indicators
 from tests.anatomy import stacked
 from tests.anatomy import test_heads as heads
 from tests.anatomy.models import gpt2, make, token_ids

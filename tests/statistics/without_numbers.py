@@ -11,8 +11,8 @@ import torch
 import geomhooks as gh
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.forwards.tokens import Tokens
-from geomhooks.functional.logit_lens import LogitLens
-from geomhooks.functional.query_key import freeze_norm
+from geomhooks.functional.attention.query_key import freeze_norm
+from geomhooks.functional.sphere.logit_lens import LogitLens
 from geomhooks.statistics import Reading, Site, Statistic
 
 __all__ = ["update_on_meta"]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
 from geomhooks.accumulators.table import EMPTY, Placement, Table, hash_keys
-from geomhooks.functional.two_way import Design, connected_positions
+from geomhooks.functional.position.two_way import Design, connected_positions
 from geomhooks.native import load, usable
 
 if TYPE_CHECKING:

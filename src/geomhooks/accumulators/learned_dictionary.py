@@ -13,7 +13,7 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator, Field
 from geomhooks.accumulators.table import LAST, hash_keys
 from geomhooks.errors import SchemaError
-from geomhooks.functional.dictionary_learning import DictionaryStep, initial_dictionary
+from geomhooks.functional.factors.dictionary_learning import DictionaryStep, initial_dictionary
 
 if TYPE_CHECKING:
     from typing_extensions import Self

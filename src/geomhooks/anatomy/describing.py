@@ -20,7 +20,7 @@ from geomhooks.anatomy.parts import (
 )
 from geomhooks.errors import AnatomyError
 from geomhooks.forwards.frames import unwrap_transforms
-from geomhooks.functional.query_key import Rotary
+from geomhooks.functional.attention.query_key import Rotary
 from geomhooks.norms import NormModule, inspect_norm
 from geomhooks.sharded import is_spread
 

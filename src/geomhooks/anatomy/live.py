@@ -16,8 +16,8 @@ from geomhooks.anatomy.parts import BlockParts
 from geomhooks.anatomy.query_key import frozen, query_key_of
 from geomhooks.anatomy.words import unembedding
 from geomhooks.forwards.frames import unwrap_transforms
-from geomhooks.functional.logit_lens import LogitLens
-from geomhooks.functional.query_key import QueryKey
+from geomhooks.functional.attention.query_key import QueryKey
+from geomhooks.functional.sphere.logit_lens import LogitLens
 from geomhooks.sites import named_modules, unwrap
 
 __all__ = ["LiveBlock", "LiveLens"]

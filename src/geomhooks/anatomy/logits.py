@@ -22,7 +22,7 @@ from geomhooks.forwards.calls import FEATURES, Call, Statement, read_call, read_
 from geomhooks.forwards.hooks import by_name
 from geomhooks.forwards.openers import config_of, parameters_of
 from geomhooks.forwards.token_stream import positions_of
-from geomhooks.functional.query_key import query_key_logits, split_states
+from geomhooks.functional.attention.query_key import query_key_logits, split_states
 from geomhooks.functional.shapes import as_float
 from geomhooks.sites import find_tensor, named_modules, unwrap
 from geomhooks.snapshot import Geometry

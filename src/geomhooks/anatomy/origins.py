@@ -17,7 +17,7 @@ from geomhooks.anatomy.parts import MLP, Attention, BlockParts
 from geomhooks.anatomy.query_key import frozen
 from geomhooks.anatomy.rebuilding import attention_logits, normed
 from geomhooks.anatomy.terms import output_bias
-from geomhooks.functional.query_key import repeat_heads
+from geomhooks.functional.attention.query_key import repeat_heads
 from geomhooks.functional.shapes import as_float
 from geomhooks.norms import NormModule
 

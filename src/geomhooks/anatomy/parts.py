@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from geomhooks.errors import AnatomyError
-from geomhooks.functional.query_key import Rotary
+from geomhooks.functional.attention.query_key import Rotary
 from geomhooks.norms import NormModule
 
 __all__ = [

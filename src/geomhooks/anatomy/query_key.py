@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.anatomy.parts import Attention
-from geomhooks.functional.query_key import FrozenNorm, QueryKey, freeze_norm
+from geomhooks.functional.attention.query_key import FrozenNorm, QueryKey, freeze_norm
 from geomhooks.norms import NormModule
 
 __all__ = ["freeze", "frozen", "query_key_of", "query_key_parts"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from geomhooks.anatomy.parts import MLP, Attention, BlockParts, Sublayer
 from geomhooks.anatomy.query_key import frozen, query_key_of
 from geomhooks.errors import AnatomyError
-from geomhooks.functional.query_key import query_key_logits, repeat_heads, visible
+from geomhooks.functional.attention.query_key import query_key_logits, repeat_heads, visible
 from geomhooks.norms import NormModule
 
 __all__ = [

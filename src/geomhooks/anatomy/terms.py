@@ -17,7 +17,7 @@ from geomhooks.anatomy.additions import Addition
 from geomhooks.anatomy.parts import Attention, BlockParts, Sublayer
 from geomhooks.anatomy.query_key import frozen
 from geomhooks.errors import AnatomyError
-from geomhooks.functional.query_key import repeat_heads
+from geomhooks.functional.attention.query_key import repeat_heads
 from geomhooks.functional.shapes import as_float
 from geomhooks.norms import NormModule
 

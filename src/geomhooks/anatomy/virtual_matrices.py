@@ -13,10 +13,7 @@ from torch import Tensor
 
 from geomhooks.anatomy.parts import Attention, Heads
 from geomhooks.errors import AnatomyError
-from geomhooks.functional.low_rank import coverage_index, factored_svd, symmetric_part
-from geomhooks.functional.norm_geometry import NormConstants, norm_constants, standardise
-from geomhooks.functional.rank import effective_rank
-from geomhooks.functional.virtual_matrices import (
+from geomhooks.functional.attention.virtual_matrices import (
     FoldedHeads,
     QueryKeyForm,
     ValueOutputMap,
@@ -24,6 +21,9 @@ from geomhooks.functional.virtual_matrices import (
     query_key_form,
     value_output_map,
 )
+from geomhooks.functional.low_rank import coverage_index, factored_svd, symmetric_part
+from geomhooks.functional.rank import effective_rank
+from geomhooks.functional.sphere.norm_geometry import NormConstants, norm_constants, standardise
 from geomhooks.norms import NormModule
 
 __all__ = [

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from geomhooks.anatomy.families import Anatomy
 from geomhooks.anatomy.finding import find_anatomy
 from geomhooks.anatomy.words import Words, token_table, unembedding_rows
-from geomhooks.functional.word_geometry import (
+from geomhooks.functional.sphere.word_geometry import (
     SphereDistances,
     WordScores,
     sphere_distances,

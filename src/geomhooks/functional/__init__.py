@@ -1,8 +1,8 @@
 """Pure functions of finished tensors; they know neither modules nor statistics."""
 
 from geomhooks.functional import compare
-from geomhooks.functional.alibi import alibi, alibi_slopes
-from geomhooks.functional.alignment import (
+from geomhooks.functional.attention.alibi import alibi, alibi_slopes
+from geomhooks.functional.attention.alignment import (
     PosBasis,
     WeightAlignment,
     pos_basis,
@@ -10,21 +10,45 @@ from geomhooks.functional.alignment import (
     universal_threshold,
     weight_alignment,
 )
-from geomhooks.functional.attraction import (
-    Attraction,
-    attraction,
-    convergence_rate,
-    supports,
+from geomhooks.functional.attention.logit_shares import (
+    LogitShares,
+    LogitSums,
+    key_only_share,
+    logit_shares,
+    logit_sums,
 )
-from geomhooks.functional.clusters import (
-    Clusters,
-    Similarity,
-    find_clusters,
-    group_similarity,
-    published_group_similarity,
+from geomhooks.functional.attention.query_key import (
+    QUERY_KEY_PARTS,
+    FrozenNorm,
+    PublishedLogits,
+    Rotary,
+    freeze_norm,
+    project_parts,
+    published_query_key_logits,
+    query_key_logits,
+    repeat_heads,
+    split_states,
 )
+from geomhooks.functional.attention.virtual_matrices import (
+    FoldedHeads,
+    LogitTerms,
+    QueryKeyForm,
+    ValueOutputMap,
+    fold_norm,
+    query_key_form,
+    value_output_map,
+)
+from geomhooks.functional.components.indicators import Indicators, indicators
+from geomhooks.functional.components.linear_fit import LinearFit, linear_fit
 from geomhooks.functional.cosines import cosines, unit_rows
-from geomhooks.functional.dictionary_learning import (
+from geomhooks.functional.factors.coding_quality import (
+    Optimality,
+    duality_gap,
+    objective,
+    optimality,
+    signal_to_noise,
+)
+from geomhooks.functional.factors.dictionary_learning import (
     DictionaryMatch,
     DictionaryStep,
     dictionary_step,
@@ -33,8 +57,7 @@ from geomhooks.functional.dictionary_learning import (
     match_dictionaries,
     word_weights,
 )
-from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
-from geomhooks.functional.factor_tests import (
+from geomhooks.functional.factors.interventions import (
     EditEffect,
     MarkedTokens,
     Saliency,
@@ -43,7 +66,7 @@ from geomhooks.functional.factor_tests import (
     with_replaced,
     without_tokens,
 )
-from geomhooks.functional.factors import (
+from geomhooks.functional.factors.meaning import (
     LEVELS,
     FactorContext,
     FactorLevels,
@@ -52,35 +75,22 @@ from geomhooks.functional.factors import (
     token_counts,
     token_entropy,
 )
-from geomhooks.functional.follower_graphs import FollowerGraph, follower_graph, homes_of
-from geomhooks.functional.geodesics import (
-    GeodesicDistance,
-    angle_between,
-    exp_map,
-    geodesic_distance,
-    log_map,
-    slerp,
+from geomhooks.functional.factors.sparse_autoencoder import SparseAutoencoder
+from geomhooks.functional.factors.sparse_coding import SparseCoder, sparse_codes
+from geomhooks.functional.factors.word_senses import (
+    SenseScores,
+    SenseSeparation,
+    best_threshold,
+    sense_scores,
+    sense_separation,
 )
-from geomhooks.functional.group_means import (
-    BetweenGroups,
-    GroupMoments,
-    MeanDifference,
-    MeanDistances,
-    between_groups,
-    group_moments,
-    mean_difference,
-    mean_distances,
-    standard_errors,
+from geomhooks.functional.hardmax.attraction import (
+    Attraction,
+    attraction,
+    convergence_rate,
+    supports,
 )
-from geomhooks.functional.hard_attention import (
-    HardAttention,
-    Leading,
-    LogitRows,
-    hard_attention,
-    leading_tokens,
-    logit_rows,
-)
-from geomhooks.functional.hardmax import (
+from geomhooks.functional.hardmax.dynamics import (
     HardTargets,
     attended_means,
     attention_scores,
@@ -92,9 +102,16 @@ from geomhooks.functional.hardmax import (
     softmax_step,
     step_gain,
 )
-from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
-from geomhooks.functional.indicators import Indicators, indicators
-from geomhooks.functional.leaders import (
+from geomhooks.functional.hardmax.follower_graphs import FollowerGraph, follower_graph, homes_of
+from geomhooks.functional.hardmax.hard_attention import (
+    HardAttention,
+    Leading,
+    LogitRows,
+    hard_attention,
+    leading_tokens,
+    logit_rows,
+)
+from geomhooks.functional.hardmax.leaders import (
     DepthLeaders,
     FollowerBasins,
     TokenClusters,
@@ -107,13 +124,16 @@ from geomhooks.functional.leaders import (
     leaders_over_depth,
     strict_leaders,
 )
-from geomhooks.functional.linear_fit import LinearFit, linear_fit
-from geomhooks.functional.logit_shares import (
-    LogitShares,
-    LogitSums,
-    key_only_share,
-    logit_shares,
-    logit_sums,
+from geomhooks.functional.hardmax.polytopes import (
+    LimitingPolytope,
+    NearestLimit,
+    limiting_polytope,
+    nearest_limit,
+)
+from geomhooks.functional.hardmax.token_covers import (
+    cover_tokens,
+    random_directions,
+    tokens_outside,
 )
 from geomhooks.functional.low_rank import (
     FactoredSVD,
@@ -124,38 +144,53 @@ from geomhooks.functional.low_rank import (
     symmetric_part,
 )
 from geomhooks.functional.nearest import Nearest, align_signs, nearest_rows
-from geomhooks.functional.norm_geometry import (
-    NormConstants,
-    NormResiduals,
-    norm_constants,
-    norm_residuals,
-    sphere_ratio,
-    standardise,
+from geomhooks.functional.position.clusters import (
+    Clusters,
+    Similarity,
+    find_clusters,
+    group_similarity,
+    published_group_similarity,
 )
-from geomhooks.functional.polytopes import (
-    LimitingPolytope,
-    NearestLimit,
-    limiting_polytope,
-    nearest_limit,
+from geomhooks.functional.position.group_means import (
+    BetweenGroups,
+    GroupMoments,
+    MeanDifference,
+    MeanDistances,
+    between_groups,
+    group_moments,
+    mean_difference,
+    mean_distances,
+    standard_errors,
 )
-from geomhooks.functional.projections import (
-    PrincipalGeodesics,
-    UmapProjection,
-    frechet_mean,
-    principal_geodesics,
-    umap_projection,
+from geomhooks.functional.position.incoherence import Incoherence, expected_incoherence, incoherence
+from geomhooks.functional.position.relative_norm import (
+    RelativeNorm,
+    relative_norm,
+    relative_norm_of_sample,
 )
-from geomhooks.functional.query_key import (
-    QUERY_KEY_PARTS,
-    FrozenNorm,
-    PublishedLogits,
-    Rotary,
-    freeze_norm,
-    project_parts,
-    published_query_key_logits,
-    query_key_logits,
-    repeat_heads,
-    split_states,
+from geomhooks.functional.position.smoothness import (
+    cosine_basis,
+    dct_spectrum,
+    finite_differences,
+    low_frequency_share,
+)
+from geomhooks.functional.position.spiral import (
+    PrincipalComponents,
+    principal_components,
+    winding_number,
+)
+from geomhooks.functional.position.theorems import (
+    KernelFactors,
+    LowFrequency,
+    kernel_factorisation,
+    low_frequency_bound,
+)
+from geomhooks.functional.position.two_way import (
+    Components,
+    Design,
+    connected_positions,
+    singular_value_floor,
+    variance_components,
 )
 from geomhooks.functional.rank import (
     effective_rank,
@@ -164,75 +199,55 @@ from geomhooks.functional.rank import (
     singular_values,
     stable_rank,
 )
-from geomhooks.functional.relative_norm import RelativeNorm, relative_norm, relative_norm_of_sample
 from geomhooks.functional.screenot import ScreeNOT, screenot
-from geomhooks.functional.smoothness import (
-    cosine_basis,
-    dct_spectrum,
-    finite_differences,
-    low_frequency_share,
-)
-from geomhooks.functional.sparse_autoencoder import SparseAutoencoder
-from geomhooks.functional.sparse_coding import (
-    Optimality,
-    SparseCoder,
-    duality_gap,
-    objective,
-    optimality,
-    signal_to_noise,
-    sparse_codes,
-)
 from geomhooks.functional.spectrum import (
     condition_number,
     leading_share,
     participation_ratio,
     spectrum,
 )
-from geomhooks.functional.spiral import PrincipalComponents, principal_components, winding_number
-from geomhooks.functional.theorems import (
-    KernelFactors,
-    LowFrequency,
-    kernel_factorisation,
-    low_frequency_bound,
+from geomhooks.functional.sphere.directions import (
+    concentration,
+    mean_pairwise_cosine,
+    resultant_length,
 )
-from geomhooks.functional.token_covers import cover_tokens, random_directions, tokens_outside
-from geomhooks.functional.trajectories import (
+from geomhooks.functional.sphere.geodesics import (
+    GeodesicDistance,
+    angle_between,
+    exp_map,
+    geodesic_distance,
+    log_map,
+    slerp,
+)
+from geomhooks.functional.sphere.norm_geometry import (
+    NormConstants,
+    NormResiduals,
+    norm_constants,
+    norm_residuals,
+    sphere_ratio,
+    standardise,
+)
+from geomhooks.functional.sphere.projections import (
+    PrincipalGeodesics,
+    UmapProjection,
+    frechet_mean,
+    principal_geodesics,
+    umap_projection,
+)
+from geomhooks.functional.sphere.trajectories import (
     SpherePath,
     angles_from_first,
     layer_angles,
     path_deviation,
     sphere_path,
 )
-from geomhooks.functional.two_way import (
-    Components,
-    Design,
-    connected_positions,
-    singular_value_floor,
-    variance_components,
-)
-from geomhooks.functional.updates import HeadWrites, UpdateParts, head_writes, update_parts
-from geomhooks.functional.virtual_matrices import (
-    FoldedHeads,
-    LogitTerms,
-    QueryKeyForm,
-    ValueOutputMap,
-    fold_norm,
-    query_key_form,
-    value_output_map,
-)
-from geomhooks.functional.word_geometry import (
+from geomhooks.functional.sphere.updates import HeadWrites, UpdateParts, head_writes, update_parts
+from geomhooks.functional.sphere.word_geometry import (
     DistanceSummary,
     SphereDistances,
     WordScores,
     sphere_distances,
     word_scores,
-)
-from geomhooks.functional.word_senses import (
-    SenseScores,
-    SenseSeparation,
-    best_threshold,
-    sense_scores,
-    sense_separation,
 )
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import geomhooks as gh
 from geomhooks.errors import SiteError
-from geomhooks.functional.factor_tests import MarkedTokens
+from geomhooks.functional.factors.interventions import MarkedTokens
 from geomhooks.measuring.errors import TextError
 from geomhooks.statistics.encoders import Encoder
 

@@ -3,7 +3,7 @@
 After A. Alcalde, G. Fantuzzi and E. Zuazua, "Clustering in pure-attention hardmax transformers and
 its role in sentiment analysis" (arXiv 2407.01602): an embedding of words, layers of attention that
 share one learned step, the mean over the tokens, one linear layer. The mathematics is in
-:mod:`geomhooks.functional.hardmax`.
+:mod:`geomhooks.functional.hardmax.dynamics`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomhooks.checks import is_number, is_whole
-from geomhooks.functional.hardmax import attended_means, hardmax_path, move
-from geomhooks.functional.token_arguments import what_is
+from geomhooks.functional.hardmax.dynamics import attended_means, hardmax_path, move
+from geomhooks.functional.hardmax.token_arguments import what_is
 
 __all__ = [
     "HardmaxAttention",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geomhooks.accumulators.unit_vectors import offsets
 from geomhooks.forwards.tokens import Tokens
-from geomhooks.functional.steps import centred_square, move
+from geomhooks.functional.sphere.steps import centred_square, move
 
 __all__ = [
     "NAMES",

@@ -15,14 +15,14 @@ from geomhooks.accumulators.turns import check_fraction
 from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.tokens import Tokens
-from geomhooks.functional.logit_shares import (
+from geomhooks.functional.attention.logit_shares import (
     LogitShares,
     LogitSums,
     key_only_share,
     logit_shares,
     logit_sums,
 )
-from geomhooks.functional.query_key import QUERY_KEY_PARTS
+from geomhooks.functional.attention.query_key import QUERY_KEY_PARTS
 from geomhooks.functional.shapes import as_float
 from geomhooks.reductions.plain import sum_by_context
 from geomhooks.results import Lazy, Result, Unavailable
@@ -50,10 +50,11 @@ class Attention(SomeForwards):
 
     .. math:: \mathrm{Var}(L) = \sum_{ab} \mathrm{Cov}(L_{ab}, L)
 
-    exactly (:mod:`geomhooks.functional.query_key` has the split, and
-    :mod:`geomhooks.functional.logit_shares` the sums). The published split, whose parts do not add
-    up, is :func:`geomhooks.functional.published_query_key_logits` (J. Song, Y. Zhong, "Uncovering
-    hidden geometry in Transformers via disentangling position and context", arXiv 2310.04861).
+    exactly (:mod:`geomhooks.functional.attention.query_key` has the split, and
+    :mod:`geomhooks.functional.attention.logit_shares` the sums). The published split, whose parts
+    do not add up, is :func:`geomhooks.functional.published_query_key_logits` (J. Song, Y. Zhong,
+    "Uncovering hidden geometry in Transformers via disentangling position and context", arXiv
+    2310.04861).
 
     What pos is has to be known before a logit can be split by it. So this is a second pass: first a
     watch with :class:`geomhooks.PosCtx` over a text, then one with its geometry over the same text

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from geomhooks.anatomy.additions import Addition
     from geomhooks.anatomy.families import Stack
     from geomhooks.anatomy.parts import BlockParts
-    from geomhooks.functional.logit_lens import LogitLens
-    from geomhooks.functional.query_key import QueryKey
+    from geomhooks.functional.attention.query_key import QueryKey
+    from geomhooks.functional.sphere.logit_lens import LogitLens
     from geomhooks.reductions import Reduced
 
 __all__ = ["LAWS", "Reading", "Site", "Statistic"]

@@ -13,7 +13,7 @@ from geomhooks.accumulators.table import EMPTY, Table, hash_keys
 from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.tokens import Tokens
-from geomhooks.functional.indicators import Indicators, indicators
+from geomhooks.functional.components.indicators import Indicators, indicators
 from geomhooks.functional.shapes import as_float
 from geomhooks.reductions.plain import sum_by_context, wide_of
 from geomhooks.results import Result, Unavailable
@@ -51,7 +51,7 @@ class Components(Statistic):
     ``source``; ``correction``; see :class:`geomhooks.anatomy.Origins`. It needs the weights of
     attention, which are computed again, (B, H, T, T) in each block; the first method needs none.
 
-    Of each term z it keeps the indicators of :func:`geomhooks.functional.indicators`:
+    Of each term z it keeps the indicators of :func:`geomhooks.functional.components.indicators`:
     ``importance`` <e, z> / |e|^2, which sums to one over the terms, ``cosine``, ``l2`` |z - e| and
     ``norm_ratio`` |z| / |e|.
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geomhooks.functional.sparse_autoencoder import SparseAutoencoder
-from geomhooks.functional.sparse_coding import SparseCoder
+from geomhooks.functional.factors.sparse_autoencoder import SparseAutoencoder
+from geomhooks.functional.factors.sparse_coding import SparseCoder
 
 __all__ = ["OURS", "digest_of", "qualified_name"]
 

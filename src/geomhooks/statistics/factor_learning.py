@@ -14,7 +14,8 @@ from geomhooks.accumulators.learned_dictionary import NO_ID, LearnedDictionary, 
 from geomhooks.accumulators.table import LAST, hash_keys
 from geomhooks.checks import check_flags, check_needed, check_positive, is_number, is_whole
 from geomhooks.errors import SiteError
-from geomhooks.functional.dictionary_learning import (
+from geomhooks.functional.factors.coding_checks import check_penalty
+from geomhooks.functional.factors.dictionary_learning import (
     DAMPING,
     LENGTH,
     STEP,
@@ -22,9 +23,9 @@ from geomhooks.functional.dictionary_learning import (
     problem_of_rows,
     word_weights,
 )
+from geomhooks.functional.factors.sparse_coding import SparseCoder, exactly
 from geomhooks.functional.precision import without_autocast
 from geomhooks.functional.shapes import as_matrix
-from geomhooks.functional.sparse_coding import SparseCoder, check_penalty, exactly
 from geomhooks.results import Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
 

@@ -12,8 +12,8 @@ from geomhooks.accumulators import Accumulator, Sum
 from geomhooks.accumulators.top_tokens import Candidates, TokenRows, TopTokens, TopValues
 from geomhooks.checks import check_flags, check_needed, check_positive, is_whole
 from geomhooks.errors import SiteError
+from geomhooks.functional.factors.sparse_coding import SparseCoder
 from geomhooks.functional.shapes import as_float
-from geomhooks.functional.sparse_coding import SparseCoder
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.encoders import Encoder

@@ -14,7 +14,7 @@ from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.turns import check_fraction
 from geomhooks.checks import check_needed, check_positive
 from geomhooks.errors import SiteError
-from geomhooks.functional.linear_fit import LinearFit, linear_fit
+from geomhooks.functional.components.linear_fit import LinearFit, linear_fit
 from geomhooks.functional.shapes import as_float
 from geomhooks.reductions.products import add_products
 from geomhooks.results import Lazy, Unavailable

@@ -13,7 +13,7 @@ from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.group_sums import GroupSums
 from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
-from geomhooks.functional.group_means import (
+from geomhooks.functional.position.group_means import (
     BetweenGroups,
     MeanDistances,
     between_groups,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from geomhooks.forwards.tokens import Tokens
-from geomhooks.functional.follower_graphs import homes_of
-from geomhooks.functional.hard_attention import BLOCK, LogitRows, logit_rows
-from geomhooks.functional.query_key import QueryKey
+from geomhooks.functional.attention.query_key import QueryKey
+from geomhooks.functional.hardmax.follower_graphs import homes_of
+from geomhooks.functional.hardmax.hard_attention import BLOCK, LogitRows, logit_rows
 from geomhooks.functional.shapes import as_float
 from geomhooks.statistics.base import Reading
 from geomhooks.statistics.looked_at import continued, looked_at

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from geomhooks.accumulators import Moments
 from geomhooks.forwards.tokens import Tokens
-from geomhooks.functional.follower_graphs import FollowerGraph, sum_by_home
-from geomhooks.functional.hard_attention import HardAttention, Leading
+from geomhooks.functional.hardmax.follower_graphs import FollowerGraph, sum_by_home
+from geomhooks.functional.hardmax.hard_attention import HardAttention, Leading
 from geomhooks.results import Result
 
 __all__ = [

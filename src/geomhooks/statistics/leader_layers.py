@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Moments
-from geomhooks.functional.follower_graphs import sum_by_home
-from geomhooks.functional.query_key import QueryKey, repeat_heads
-from geomhooks.functional.token_covers import cover_tokens, tokens_outside
+from geomhooks.functional.attention.query_key import QueryKey, repeat_heads
+from geomhooks.functional.hardmax.follower_graphs import sum_by_home
+from geomhooks.functional.hardmax.token_covers import cover_tokens, tokens_outside
 from geomhooks.statistics.leader_context import Context
 from geomhooks.statistics.leader_features import add_both
 

@@ -15,9 +15,9 @@ from geomhooks.accumulators.turns import Turns, check_fraction
 from geomhooks.checks import check_needed, check_positive, is_number
 from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
-from geomhooks.functional.follower_graphs import follower_graph
-from geomhooks.functional.hard_attention import Leading, hard_attention, leading_tokens
-from geomhooks.functional.token_covers import random_directions
+from geomhooks.functional.hardmax.follower_graphs import follower_graph
+from geomhooks.functional.hardmax.hard_attention import Leading, hard_attention, leading_tokens
+from geomhooks.functional.hardmax.token_covers import random_directions
 from geomhooks.results import Result
 from geomhooks.statistics.base import LAWS, Reading, Site
 from geomhooks.statistics.leader_conditions import Facts
@@ -108,8 +108,8 @@ class Leaders(SomeForwards):
     - ``distance`` from the mean m of the targets, ``distance_after`` the block, and their
       ``ratio``, :math:`1 / (1 + \alpha)` in the paper's dynamics; ``step``, how much of the way z
       to m the block goes, :math:`\alpha / (1 + \alpha)` there; ``unexplained``, the share of its
-      squared move that is not on that way (:mod:`geomhooks.functional.hard_attention`). Tokens that
-      are at m have neither.
+      squared move that is not on that way (:mod:`geomhooks.functional.hardmax.hard_attention`).
+      Tokens that are at m have neither.
 
     Of the block, () each: ``cluster_count``, how many clusters it leaves in a context; ``outside``,
     the share of tokens that it puts outside of the hull of those before, as far as the directions

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.forwards.tokens import Tokens
-from geomhooks.functional.query_key import visible
+from geomhooks.functional.attention.query_key import visible
 
 __all__ = ["continued", "looked_at"]
 

@@ -12,8 +12,8 @@ from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.checks import check_positive
 from geomhooks.errors import TokensError
 from geomhooks.forwards.tokens import Tokens
-from geomhooks.functional.logit_lens import LogitLens
 from geomhooks.functional.shapes import as_float
+from geomhooks.functional.sphere.logit_lens import LogitLens
 from geomhooks.results import Result
 from geomhooks.statistics.base import LAWS, Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position

@@ -19,7 +19,7 @@ from geomhooks.accumulators.two_way import TwoWay
 from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
-from geomhooks.functional.two_way import (
+from geomhooks.functional.position.two_way import (
     singular_value_floor,
     variance_components,
 )

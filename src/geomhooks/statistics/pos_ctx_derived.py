@@ -10,27 +10,27 @@ import torch
 from torch import Tensor
 
 from geomhooks.errors import MissingExtraError
-from geomhooks.functional.clusters import (
+from geomhooks.functional.cosines import cosines
+from geomhooks.functional.position.clusters import (
     Clusters,
     find_clusters,
     group_similarity,
     published_group_similarity,
 )
-from geomhooks.functional.cosines import cosines
-from geomhooks.functional.incoherence import Incoherence, expected_incoherence, incoherence
-from geomhooks.functional.rank import effective_rank, explained_ratio, rank_above, stable_rank
-from geomhooks.functional.relative_norm import relative_norm
-from geomhooks.functional.screenot import screenot
-from geomhooks.functional.smoothness import (
+from geomhooks.functional.position.incoherence import Incoherence, expected_incoherence, incoherence
+from geomhooks.functional.position.relative_norm import relative_norm
+from geomhooks.functional.position.smoothness import (
     dct_spectrum,
     finite_differences,
     low_frequency_share,
 )
-from geomhooks.functional.spiral import (
+from geomhooks.functional.position.spiral import (
     PrincipalComponents,
     principal_components,
     winding_number,
 )
+from geomhooks.functional.rank import effective_rank, explained_ratio, rank_above, stable_rank
+from geomhooks.functional.screenot import screenot
 from geomhooks.results import Lazy, Result, Unavailable
 
 __all__ = ["DERIVED", "MOMENTS", "NO_GROUPS", "derive", "has_groups"]

@@ -13,8 +13,12 @@ from geomhooks.accumulators.norm_weights import NormWeights
 from geomhooks.accumulators.unit_vectors import UnitVectors
 from geomhooks.checks import check_positive
 from geomhooks.forwards.tokens import Tokens
-from geomhooks.functional.directions import concentration, mean_pairwise_cosine, resultant_length
-from geomhooks.functional.norm_geometry import norm_constants
+from geomhooks.functional.sphere.directions import (
+    concentration,
+    mean_pairwise_cosine,
+    resultant_length,
+)
+from geomhooks.functional.sphere.norm_geometry import norm_constants
 from geomhooks.reductions import Reduced, reduce_move, sites_that_wait
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic

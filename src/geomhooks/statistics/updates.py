@@ -12,7 +12,7 @@ from geomhooks.accumulators import Accumulator, Moments, Sum
 from geomhooks.checks import check_positive
 from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.shapes import as_float
-from geomhooks.functional.updates import head_writes, update_parts
+from geomhooks.functional.sphere.updates import head_writes, update_parts
 from geomhooks.results import Result, Unavailable
 from geomhooks.statistics.base import Reading, Site, Statistic
 from geomhooks.statistics.by_position import by_position

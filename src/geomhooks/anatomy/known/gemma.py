@@ -12,7 +12,7 @@ from geomhooks.anatomy.families import Family
 from geomhooks.anatomy.known.llama import gated, grouped, window_of_layer
 from geomhooks.anatomy.parts import Attention, BlockParts, Embeddings, Sublayer
 from geomhooks.errors import AnatomyError
-from geomhooks.functional.query_key import Rotary
+from geomhooks.functional.attention.query_key import Rotary
 
 __all__ = ["FAMILIES", "gemma", "gemma2", "gemma3"]
 

@@ -7,7 +7,7 @@ from functools import partial
 from geomhooks.anatomy.describing import Around, Block
 from geomhooks.anatomy.families import Family
 from geomhooks.anatomy.parts import BlockParts, Embeddings, Sublayer
-from geomhooks.functional.alibi import alibi, alibi_slopes
+from geomhooks.functional.attention.alibi import alibi, alibi_slopes
 
 __all__ = ["FAMILIES", "bloom", "gpt2", "gpt_neox", "opt"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from geomhooks.errors import FigureError
-from geomhooks.functional.query_key import QUERY_KEY_PARTS
+from geomhooks.functional.attention.query_key import QUERY_KEY_PARTS
 from geomhooks.report.figures.found import find, numbers, thinned
 from geomhooks.report.figures.layers import add_slider
 from geomhooks.report.theme import (

@@ -9,8 +9,8 @@ import torch
 
 from geomhooks.errors import FigureError, UnidentifiedError
 from geomhooks.functional.cosines import cosines
-from geomhooks.functional.smoothness import dct_spectrum
-from geomhooks.functional.spiral import principal_components
+from geomhooks.functional.position.smoothness import dct_spectrum
+from geomhooks.functional.position.spiral import principal_components
 from geomhooks.report.figures.found import find, numbers, thinned
 from geomhooks.report.figures.layers import add_slider
 from geomhooks.report.theme import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from geomhooks.errors import FigureError
-from geomhooks.functional.spiral import principal_components
+from geomhooks.functional.position.spiral import principal_components
 from geomhooks.history import History
 from geomhooks.report.figures.found import numbers, short_names, thinned
 from geomhooks.report.figures.layers import add_slider

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from geomhooks.errors import FigureError
-from geomhooks.functional.projections import principal_geodesics
-from geomhooks.functional.trajectories import sphere_path
+from geomhooks.functional.sphere.projections import principal_geodesics
+from geomhooks.functional.sphere.trajectories import sphere_path
 from geomhooks.report.figures.found import find, numbers, short_names, thinned
 from geomhooks.report.figures.layers import layer_axis
 from geomhooks.report.theme import COLOURS, RUNS, About, graph_objects, label, new_figure

@@ -1,0 +1,1 @@
+"""How much each term of a hidden state has to do with the whole."""

@@ -1,0 +1,1 @@
+"""Attention at temperature zero: who leads, who follows, and where tokens end."""

@@ -1,0 +1,1 @@
+"""What position and context make of hidden states."""

@@ -1,0 +1,1 @@
+"""Hidden states as points on a sphere, and how words travel on it."""
