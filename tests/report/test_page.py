@@ -27,6 +27,7 @@ const element = document.querySelector(`.figure[data-name='${arguments[0]}']`);
 return [element.data.filter((trace) => trace.visible === true).map((trace) => trace.name),
         element.layout.sliders[0].active];
 })()"""
+SHOWS = f"return JSON.stringify({SHOWN}) === JSON.stringify(arguments[1])"
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,6 @@ def test_a_report_in_a_browser(opened: Browser, tmp_path: Path) -> None:
     draw_all(opened)
 
     # The picker shows a layer in all figures that have a slider; a slider shows it in its own.
-    def shown(name: str) -> Any:
-        return opened.run(f"return {SHOWN}", name)
-
     site = geometry.sites[-1]
     opened.run(
         "const picker = document.getElementById('layer'); picker.value = arguments[0];"
@@ -69,14 +67,12 @@ def test_a_report_in_a_browser(opened: Browser, tmp_path: Path) -> None:
     )
     last = len(geometry) - 1
     for name in ("position_spiral", "position_context_gram", "position_fourier"):
-        opened.wait(f"return {SHOWN}[1] === arguments[1]", name, last)
-        assert shown(name) == [[site], last]
+        opened.wait(SHOWS, name, [[site], last])
     first = "[data-name='position_spiral'] .slider-label-group"
     opened.run("document.getElementById('position_spiral').scrollIntoView()")
     label = opened.driver.find_element("css selector", first)
     ActionChains(opened.driver).move_to_element_with_offset(label, 0, -18).click().perform()
-    opened.wait(f"return {SHOWN}[1] === 0", "position_spiral")
-    assert shown("position_spiral") == [[geometry.sites[0]], 0]
+    opened.wait(SHOWS, "position_spiral", [[geometry.sites[0]], 0])
 
     # Numbers.
     rows = opened.run("return geomhooks.figureRows('variance_shares')")
