@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from geomhooks.errors import FigureError, MissingExtraError, UnidentifiedError
+from geomhooks.errors import FigureError
 from geomhooks.history import History
 from geomhooks.report import figures
-from geomhooks.report.summary import Finding, describe_input, find_outstanding
-from geomhooks.report.tables import site_table
-from geomhooks.report.theme import graph_objects, label, template
+from geomhooks.report.rendering import Entry, draw, render, write_page
+from geomhooks.report.summary import describe_input, find_outstanding
+from geomhooks.report.tables import geometry_table
 from geomhooks.snapshot import Geometry
-from geomhooks.version import __version__
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["report_page", "write_report"]
 
-FILES = Path(__file__).parent / "page_files"
 MANY = 16  # sites, from which figures of all pairs are drawn smaller
 TRAINING = {
     "pos_ctx/shares/pos": "The share of position",
@@ -35,27 +32,6 @@ TRAINING = {
     "sphere/step_angle/mean": "How far blocks turn states, in radians",
     "sphere/anisotropy": "How alike directions are",
 }
-
-
-class Entry(NamedTuple):
-    """A figure of the page before it is made."""
-
-    name: str
-    heading: str
-    make: Callable[[], go.Figure]
-
-
-class Drawn(NamedTuple):
-    """A figure of the page, or why there is none."""
-
-    name: str
-    heading: str
-    data: str = ""
-    explanation: str = ""
-    reference: str = ""
-    note: str = ""
-    height: int = 450
-    problem: str = ""
 
 
 def write_report(
@@ -82,10 +58,7 @@ def write_report(
         MissingExtraError: plotly or jinja2 is not installed.
     """
     page = report_page(measured, title=title, words=words, labels=labels, groups=groups)
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    write_page(page, path)
 
 
 def report_page(
@@ -107,16 +80,6 @@ def report_page(
         >>> page.startswith("<!doctype html>"), "<title>a &amp; b" in page
         (True, True)
     """
-    graph_objects()
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise MissingExtraError(
-            "the report needs jinja2: pip install 'geomhooks[report]'"
-        ) from error
-    from plotly.offline import get_plotlyjs
-
     geometry: Geometry | None
     if isinstance(measured, History):
         geometry = measured[measured.kept[-1]] if measured.kept else None
@@ -130,35 +93,19 @@ def report_page(
         )
     if geometry is not None:
         sections |= _of_geometry(geometry, words, labels, groups)
-    drawn = {
-        heading: found
-        for heading, entries in sections.items()
-        if (found := [made for entry in entries if (made := _draw(entry)) is not None])
-    }
+    drawn = draw(sections)
     if not drawn:
         raise FigureError(
             "nothing here has a figure; measure with gh.watch(model, statistics=[gh.PosCtx(), "
             "gh.Sphere()])"
         )
-    names = {made.name for found in drawn.values() for made in found}
-    findings = [] if geometry is None else find_outstanding(geometry)
-    columns, rows = ([], {}) if geometry is None else site_table(geometry)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FILES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("report.html").render(
+    return render(
         title=title or ("Training" if geometry is None else _title(geometry)),
         read=_read(measured, geometry),
-        findings=[f if f.figure in names else Finding(f.subject, f.text) for f in findings],
-        sections={h: [d._replace(data=Markup(d.data)) for d in f] for h, f in drawn.items()},
-        sites=[] if geometry is None else [(label(site), site) for site in geometry.sites],
-        columns=columns,
-        rows=rows,
-        plotly=Markup(get_plotlyjs()),
-        script=Markup((FILES / "report.js").read_text(encoding="utf-8")),
-        style=Markup((FILES / "report.css").read_text(encoding="utf-8")),
-        templates=Markup(_json({"light": template(dark=False), "dark": template(dark=True)})),
-        version=__version__,
+        findings=[] if geometry is None else find_outstanding(geometry),
+        sections=drawn,
+        sites=[] if geometry is None else geometry.sites,
+        tables=[] if geometry is None else geometry_table(geometry),
     )
 
 
@@ -263,28 +210,3 @@ def _of_training(history: History, geometry: Geometry | None) -> list[Entry]:
             path = partial(figures.spiral_over_training, history, site)
             entries.append(Entry("spiral_over_training", "The path of the positions", path))
     return entries
-
-
-def _draw(entry: Entry) -> Drawn | None:
-    """Make a figure; None where what it shows was not measured."""
-    try:
-        figure = entry.make()
-    except FigureError:
-        return None
-    except UnidentifiedError as error:
-        return Drawn(entry.name, entry.heading, problem=str(error))
-    found = figure.to_dict()
-    layout = found["layout"]
-    about = layout.pop("meta")
-    layout.pop("template")
-    return Drawn(
-        entry.name, entry.heading, _json(found), **about, height=int(layout.get("height", 450))
-    )
-
-
-def _json(value: Any) -> str:
-    """JSON that can stand in a script element: no markup begins in it."""
-    from plotly.utils import PlotlyJSONEncoder
-
-    text = json.dumps(value, cls=PlotlyJSONEncoder, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -99,8 +99,8 @@
 
   const tableRows = (name) => {
     const table = document.querySelector(`table[data-name="${name}"]`);
-    return [...table.rows].map((row) => [...row.cells].map((cell, column) =>
-      column && cell.dataset.value !== undefined ? Number(cell.dataset.value) : cell.textContent));
+    return [...table.rows].map((row) => [...row.cells].map((cell) =>
+      cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value)));
   };
 
   const download = (name, rows) => {
@@ -126,7 +126,10 @@
       const down = head.getAttribute("aria-sort") === "ascending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const value = (row) => Number(row.cells[column].dataset.value);
+      const value = (row) => {
+        const { value: number, order } = row.cells[column].dataset;
+        return Number(number ?? order); // texts go by the order in which they came
+      };
       const known = (number) => (Number.isNaN(number) ? 1 : 0); // what is missing stays last
       const sorted = [...table.tBodies[0].rows].sort((a, b) =>
         known(value(a)) - known(value(b)) || (value(a) - value(b)) * (down ? -1 : 1));
