@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from geomhooks.errors import FigureError
 from geomhooks.history import History
 from geomhooks.report import figures
+from geomhooks.report.of_model import entries_of_model
 from geomhooks.report.rendering import Entry, draw, render, write_page
 from geomhooks.report.summary import describe_input, find_outstanding
 from geomhooks.report.tables import geometry_table
@@ -18,6 +19,7 @@ from geomhooks.snapshot import Geometry
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from torch import Tensor, nn
 
     from geomhooks.report.figures import Words
 
@@ -42,6 +44,8 @@ def write_report(
     words: Words | None = None,
     labels: Mapping[int, str] | None = None,
     groups: Sequence[str] | None = None,
+    model: nn.Module | None = None,
+    prompt: Tensor | None = None,
 ) -> None:
     """Write the report of a geometry, or of a training, as one HTML file that opens offline.
 
@@ -52,12 +56,22 @@ def write_report(
         words: as in :func:`geomhooks.report.figures.word_paths`.
         labels: of contexts by id, as in :func:`geomhooks.report.figures.position_context_gram`.
         groups: names of group labels, as there.
+        model: that was measured, for figures of its heads, where :mod:`geomhooks.anatomy` knows it.
+        prompt: (1, T) token ids of a text, for the logits of some heads; its beginning is taken.
 
     Raises:
         FigureError: there is nothing that has a figure.
         MissingExtraError: plotly or jinja2 is not installed.
     """
-    page = report_page(measured, title=title, words=words, labels=labels, groups=groups)
+    page = report_page(
+        measured,
+        title=title,
+        words=words,
+        labels=labels,
+        groups=groups,
+        model=model,
+        prompt=prompt,
+    )
     write_page(page, path)
 
 
@@ -68,6 +82,8 @@ def report_page(
     words: Words | None = None,
     labels: Mapping[int, str] | None = None,
     groups: Sequence[str] | None = None,
+    model: nn.Module | None = None,
+    prompt: Tensor | None = None,
 ) -> str:
     """The report as a text; see :func:`write_report`.
 
@@ -93,6 +109,8 @@ def report_page(
         )
     if geometry is not None:
         sections |= _of_geometry(geometry, words, labels, groups)
+        if model is not None:
+            sections["Parts of the model"] += entries_of_model(geometry, model, prompt, words)
     drawn = draw(sections)
     if not drawn:
         raise FigureError(
