@@ -145,6 +145,8 @@ def _draw(entry: Entry) -> Drawn | None:
     layout = found["layout"]
     about = layout.pop("meta")
     layout.pop("template")
+    if (narrow := about.pop("narrow", None)) is not None:
+        found["narrow"] = narrow
     return Drawn(
         entry.name, entry.heading, _json(found), **about, height=int(layout.get("height", 450))
     )

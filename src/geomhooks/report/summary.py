@@ -14,7 +14,7 @@ from geomhooks.report.figures.found import lookup
 if TYPE_CHECKING:
     from geomhooks.snapshot import Geometry
 
-__all__ = ["Finding", "describe_input", "find_outstanding"]
+__all__ = ["Finding", "describe_depth", "describe_input", "find_outstanding"]
 
 EVEN = 1.25  # times the smallest share of a third, up to which thirds are alike
 OUTLIER = 3  # times the typical norm
@@ -85,21 +85,28 @@ def find_outstanding(geometry: Geometry) -> list[Finding]:
     return [finding for maker in makers for finding in maker(geometry)]
 
 
-def _in_short(geometry: Geometry) -> Iterator[Finding]:
-    """Where position and context live, in one sentence each."""
+def describe_depth(geometry: Geometry) -> str:
+    """Where position and context live, in one sentence each; nothing where there are few sites."""
     pos = _scalars(geometry, "pos_ctx.shares.pos")
     ctx = _scalars(geometry, "pos_ctx.shares.ctx")
     sites = [site for site in pos if site in ctx]
     if len(sites) < 3:
-        return
-    text = " ".join(
+        return ""
+    return " ".join(
         f"{name} is {_where([shares[site] for site in sites])}."
         for name, shares in (("Position", pos), ("Context", ctx))
     )
+
+
+def _in_short(geometry: Geometry) -> Iterator[Finding]:
+    """Where position and context live, and in how much room."""
+    text = describe_depth(geometry)
+    if not text:
+        return
     ranks = _scalars(geometry, "pos_ctx.stable_rank")
     overlap = _scalars(geometry, "pos_ctx.incoherence.mean")
-    if all(site in ranks and site in overlap for site in sites):
-        width = geometry[sites[0]].pos_ctx.mean.shape[-1]
+    if ranks and ranks.keys() == overlap.keys():
+        width = geometry[next(iter(ranks))].pos_ctx.mean.shape[-1]
         text += (
             f" Positions use {min(ranks.values()):.1f} to {max(ranks.values()):.1f} of {width} "
             "directions (stable rank), whose mean |cosine| with contexts is "

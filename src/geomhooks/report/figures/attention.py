@@ -183,12 +183,7 @@ def query_key_logits(
     figure.update_xaxes(constrain="domain", type="category")
     who = f"head {head} of {label(block)}" if block else f"head {head}"
     titles = {name: f"Logits of {who}: {name}" for name in sums}
-    add_slider(figure, traces, titles, of="parts of query with key")
-    # The whole comes first.
-    figure.layout.sliders[0].active = 0
-    for index, trace in enumerate(figure.data):
-        trace.visible = index == 0
-    return figure.update_layout(title_text=titles["all parts"])
+    return add_slider(figure, traces, titles, of="parts of query with key", start=0)
 
 
 def singular_value_coverage(spectra: HeadSpectra, heads: int = 32) -> go.Figure:

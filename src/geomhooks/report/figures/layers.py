@@ -23,6 +23,7 @@ def add_slider(
     *,
     of: str = "site",
     shapes: Mapping[Any, Sequence[Any]] | None = None,
+    start: int | None = None,
 ) -> go.Figure:
     """Add traces of which those of one key show at a time, chosen by a slider.
 
@@ -32,9 +33,10 @@ def add_slider(
         titles: of the figure, by key; finished texts.
         of: what the keys are.
         shapes: lines and areas by key, where each has its own.
+        start: which key shows first; by default the one in the middle.
     """
     keys = list(traces)
-    start = len(keys) // 2
+    start = len(keys) // 2 if start is None else start
     fixed = len(figure.data)
     owner = [key for key in keys for _ in traces[key]]
     for key in keys:

@@ -17,11 +17,23 @@
     return site === null || !slider ? -1 : slider.steps.findIndex((step) => step.value === site);
   };
 
+  // On a narrow page panels stand below each other, and legends below the figure.
+  const NARROW = 640;
+  const fit = (element, layout, narrow) => {
+    Object.entries(narrow).forEach(([path, value]) => {
+      const parts = path.split(".");
+      const last = parts.pop();
+      parts.reduce((part, key) => (part[key] ??= {}), layout)[last] = value;
+    });
+    if (layout.height) element.style.height = `${layout.height}px`;
+  };
+
   const draw = (element) => {
     if (element.dataset.state) return;
     element.dataset.state = "drawing";
-    const { data, layout } = read(element.dataset.name);
+    const { data, layout, narrow } = read(element.dataset.name);
     layout.template = templates[theme()];
+    if (element.clientWidth < NARROW) fit(element, layout, narrow || {});
     const config = { responsive: true, displaylogo: false, showTips: false,
       showSendToCloud: false, plotlyServerURL: "" };
     Plotly.newPlot(element, data, layout, config).then(() => {
