@@ -216,12 +216,12 @@ def _tables(found: Numbers, names: Mapping[str, str]) -> list[Table]:
                 scalar = site["scalars"].get(name, {})
                 yield _cell(scalar.get("difference"), named(name).difference)
                 if known:
-                    yield _cell(scalar.get("standard_error"), named(name).show)
+                    yield _cell(scalar.get("standard_error"), named(name).error)
 
         which = f": {rows[0][0]}" if not several else ""
         said = f"Differences{which}; ± is one standard error, as if tokens were independent."
         made.append(table("differences", "Differences", said, heads, differences))
-    if any("ctx" in site for _, _, site in rows):
+    if any("cka" in site.get("ctx", {}) for _, _, site in rows):
         heads = [("contexts", "that both have read, and were compared")]
         for name in ("CKA", "Procrustes"):
             heads += [(name, f"{name} of ctx"), ("from", f"{level} interval"), ("to", level)]
@@ -238,6 +238,7 @@ def _tables(found: Numbers, names: Mapping[str, str]) -> list[Table]:
 
         said = "How alike ctx lies for the contexts that both have read."
         made.append(table("contexts", "Contexts", said, heads, contexts))
+    if any("overlap" in part for _, _, site in rows for part in site.get("pos", {}).values()):
         heads = []
         for side in ("positions", "directions"):
             heads += [(f"over {side}", f"overlap of pos over {side}")]

@@ -64,7 +64,7 @@ def _scalars(found: Numbers, names: Names) -> Iterator[Finding]:
         return
     yield Finding("differs most", _spread(first, names), _figure(first.scalar))
     if len(spreads) > 2:
-        yield Finding("next to it", _spread(spreads[1], names), _figure(spreads[1].scalar))
+        yield Finding("differs next", _spread(spreads[1], names), _figure(spreads[1].scalar))
     if len(spreads) > 1:
         yield Finding("stays the same", _spread(last, names), _figure(last.scalar))
     sure = [
@@ -88,12 +88,12 @@ def _spread(spread: Spread, names: Names) -> str:
     what, numbers = named(spread.scalar), spread.numbers
     heading = what.heading[:1].upper() + what.heading[1:]
     text = (
-        f"{heading}: by {100 * spread.relative:.2g} % of its size on average over sites, at most "
-        f"at {spread.site}, {what.show(numbers['first'])} in {one} and "
+        f"{heading}: by {100 * spread.relative:.2g} % of its size on average over sites, most "
+        f"at {spread.site}: {what.show(numbers['first'])} in {one} and "
         f"{what.show(numbers['second'])} in {other}"
     )
     error = numbers["standard_error"]
-    return f"{text}, ± {what.show(error)}." if error is not None else f"{text}."
+    return f"{text}, ± {what.error(error)}." if error is not None else f"{text}."
 
 
 def _spreads(found: Numbers) -> Iterator[Spread]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geomhooks.errors import FigureError, MissingExtraError, UnidentifiedError
+from geomhooks.report.packing import figure_json, json_text
 from geomhooks.report.summary import Finding
 from geomhooks.report.tables import Table
 from geomhooks.report.theme import graph_objects, label, template
@@ -87,7 +87,7 @@ def render(
         plotly=markup(plotly),
         script=markup((FILES / "page.js").read_text(encoding="utf-8")),
         style=markup((FILES / "page.css").read_text(encoding="utf-8")),
-        templates=markup(_json({"light": template(dark=False), "dark": template(dark=True)})),
+        templates=markup(json_text({"light": template(dark=False), "dark": template(dark=True)})),
         generator=markup(MARK),
         version=__version__,
     )
@@ -148,13 +148,9 @@ def _draw(entry: Entry) -> Drawn | None:
     if (narrow := about.pop("narrow", None)) is not None:
         found["narrow"] = narrow
     return Drawn(
-        entry.name, entry.heading, _json(found), **about, height=int(layout.get("height", 450))
+        entry.name,
+        entry.heading,
+        figure_json(found),
+        **about,
+        height=int(layout.get("height", 450)),
     )
-
-
-def _json(value: Any) -> str:
-    """JSON that can stand in a script element: no markup begins in it."""
-    from plotly.utils import PlotlyJSONEncoder
-
-    text = json.dumps(value, cls=PlotlyJSONEncoder, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -18,6 +18,24 @@ class Named(NamedTuple):
     heading: str
     show: Callable[[float], str]
 
+    @property
+    def factor(self) -> float:
+        """What numbers are multiplied by to be drawn."""
+        return math.degrees(1) if self.show is degrees else 1.0
+
+    @property
+    def axis(self) -> dict[str, str]:
+        """How an axis shows them."""
+        if self.show is share:
+            return {"tickformat": ".3~p"}
+        return {"ticksuffix": "°"} if self.show is degrees else {}
+
+    def error(self, value: float) -> str:
+        """A standard error, to two digits."""
+        if self.show is share:
+            return f"{100 * value:.2g} %"
+        return f"{math.degrees(value):.2g}°" if self.show is degrees else f"{value:.2g}"
+
     def difference(self, value: float) -> str:
         """A difference of two such numbers, with its sign."""
         return f"{'-' if value < 0 else '+'}{self.show(abs(value))}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from geomhooks.errors import UnidentifiedError
 from geomhooks.report.figures.found import lookup
+from geomhooks.report.theme import NAMES
 
 if TYPE_CHECKING:
     from geomhooks.snapshot import Geometry
@@ -254,10 +255,14 @@ def _words(geometry: Geometry) -> Iterator[Finding]:
     text = (
         f"States are nearer to the next word than to their own from {ahead[0]} on"
         if ahead and ahead == list(pulls)[-len(ahead) :]
-        else f"States are nearer to the next word at {len(ahead)} of {len(pulls)} sites"
+        else f"States are nearer to the next word than to their own at {len(ahead)} of "
+        f"{len(pulls)} sites"
     )
+    nearer = "next" if pulls[last] > 0 else "own"
     yield Finding(
-        "next word", f"{text}; at the end, {last}, by {pulls[last]:.1f} nats.", "next_word_pull"
+        "next word",
+        f"{text}; at the end, {last}, the {nearer} one is ahead by {abs(pulls[last]):.1f} nats.",
+        "next_word_pull",
     )
 
 
@@ -268,7 +273,7 @@ def _components(geometry: Geometry) -> Iterator[Finding]:
     terms = lookup(geometry[sites[-1]], "components.importance")
     shares = {name: float(term.mean) for name, term in terms.items()}
     order = sorted(shares, key=lambda name: -shares[name])
-    parts = ", ".join(f"{name.replace('_', ' ')} {_percent(shares[name])}" for name in order)
+    parts = ", ".join(f"{NAMES.get(name, name)} {_percent(shares[name])}" for name in order)
     yield Finding(
         "components", f"The last states, {sites[-1]}, are: {parts}.", "component_importance"
     )

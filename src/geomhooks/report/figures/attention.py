@@ -178,12 +178,14 @@ def query_key_logits(
         f"{SONG}, figure 4; parts that add up: geomhooks.anatomy.attention_parts",
         f"the first {number} of {length} tokens are drawn." if number < length else "",
     )
-    figure = new_figure("", "key", "query", about, height=560)
+    figure = new_figure("", "key", "query", about, height=660)
     figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain", type="category")
-    figure.update_xaxes(constrain="domain", type="category")
+    figure.update_xaxes(constrain="domain", type="category", tickangle=-90)
     who = f"head {head} of {label(block)}" if block else f"head {head}"
     titles = {name: f"Logits of {who}: {name}" for name in sums}
-    return add_slider(figure, traces, titles, of="parts of query with key", start=0)
+    add_slider(figure, traces, titles, of="parts of query with key", start=0)
+    # The words below the axis need room above the slider.
+    return figure.update_layout(sliders=[{"pad": {"t": 120}}])
 
 
 def singular_value_coverage(spectra: HeadSpectra, heads: int = 32) -> go.Figure:

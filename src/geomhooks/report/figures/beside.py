@@ -52,7 +52,7 @@ def side_by_side(panels: Mapping[str, go.Figure]) -> go.Figure:
     width = (1 - GAP * (number - 1)) / number
     height = int(first.layout.height or 450)
     layout: dict[str, Any] = {"template": template(), "height": height}
-    narrow: dict[str, Any] = {"height": 80 + (height - 80) * number}
+    narrow: dict[str, Any] = {"height": 120 + round(0.75 * (height - 80)) * number}
     keys = [step.value for step in first.layout.sliders[0].steps]
     traces: dict[str, list[Any]] = {key: [] for key in keys}
     shapes: dict[str, list[Any]] = {key: [] for key in keys}
@@ -123,4 +123,6 @@ def _title(texts: list[str]) -> str:
     heads = {text.partition(": ")[0] for text in texts}
     if len(heads) > 1:
         return " | ".join(texts)
-    return f"{heads.pop()}: {' | '.join(text.partition(': ')[2] for text in texts)}"
+    rests = [text.partition(": ")[2] for text in texts]
+    said = rests[0] if len(set(rests)) == 1 else " | ".join(rests)
+    return f"{heads.pop()}: {said}"

@@ -24,6 +24,7 @@ def add_slider(
     of: str = "site",
     shapes: Mapping[Any, Sequence[Any]] | None = None,
     start: int | None = None,
+    labels: Mapping[Any, str] | None = None,
 ) -> go.Figure:
     """Add traces of which those of one key show at a time, chosen by a slider.
 
@@ -34,6 +35,7 @@ def add_slider(
         of: what the keys are.
         shapes: lines and areas by key, where each has its own.
         start: which key shows first; by default the one in the middle.
+        labels: of the keys, below the slider; by default what tells them apart.
     """
     keys = list(traces)
     start = len(keys) // 2 if start is None else start
@@ -45,6 +47,8 @@ def add_slider(
     steps = []
     short = dict(zip(keys, short_names(list(map(str, keys))), strict=True))
     common = str(keys[0])[: len(str(keys[0])) - len(short[keys[0]])]
+    if labels is not None:
+        short, common = dict(labels), ""
     for key in keys:
         layout: dict[str, Any] = {"title.text": titles[key]}
         if shapes is not None:

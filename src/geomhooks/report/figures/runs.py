@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geomhooks.comparing.geometries import match_sites, standard_error
 from geomhooks.errors import FigureError, UnidentifiedError
 from geomhooks.report.figures.found import lookup, numbers
 from geomhooks.report.figures.layers import add_slider, layer_axis
+from geomhooks.report.scalar_names import named
 from geomhooks.report.theme import COLOURS, RUNS, About, graph_objects, label, new_figure
 
 if TYPE_CHECKING:
@@ -75,12 +76,13 @@ def runs_compared(runs: Mapping[str, Geometry], scalar: str = "pos_ctx/shares/po
             "geometry.scalars() lists them"
         )
     sites = [_labels(places)[at] for at in shown]
+    what = named(scalar)
     about = About(
-        f"{scalar} at each site, a line for each run. Runs that lie on each other agree in it; "
-        "geomhooks compare says by tests whether they differ by more than chance.",
+        f"{what.heading}, site by site, a line for each run: where lines lie on each other, runs "
+        f"agree.{_what_of_noise(curves.values())}",
         MICKUS,
     )
-    figure = new_figure(f"{scalar}: runs compared", "", scalar, about)
+    figure = new_figure(scalar, "", what.heading, about)
     for number, (name, curve) in enumerate(curves.items()):
         colour = RUNS[number % len(RUNS)]
         line = _line(sites, [curve.values[at] for at in shown], label(name), colour)
@@ -94,7 +96,7 @@ def runs_compared(runs: Mapping[str, Geometry], scalar: str = "pos_ctx/shares/po
             dotted.update(mode="lines", line={"color": colour, "dash": "dot", "width": 1.2})
             figure.add_trace(dotted.update(showlegend=False))
     figure.update_xaxes(layer_axis(sites))
-    return figure
+    return figure.update_yaxes(**what.axis)
 
 
 def run_differences(runs: Mapping[str, Geometry], scalars: Sequence[str]) -> go.Figure:
@@ -143,8 +145,20 @@ def run_differences(runs: Mapping[str, Geometry], scalars: Sequence[str]) -> go.
     )
     figure = new_figure("", "", f"difference from {label(first)}", about, barmode="group")
     figure.update_xaxes(layer_axis(sites))
-    titles = {scalar: f"Difference of {label(scalar)}" for scalar in traces}
-    return add_slider(figure, traces, titles, of="number", start=0)
+    titles = {scalar: f"{named(scalar).heading}: difference" for scalar in traces}
+    short = {scalar: scalar.removesuffix("/mean").partition("/")[2] for scalar in traces}
+    return add_slider(figure, traces, titles, of="number", start=0, labels=short)
+
+
+def _what_of_noise(curves: Iterable[Curve]) -> str:
+    """What is drawn of it, in a sentence each."""
+    curves = list(curves)
+    said = ""
+    if any(not math.isnan(error) for curve in curves for error in curve.errors):
+        said += " Bars are intervals of 95 %, as if tokens were independent."
+    if any(noise > SEEN for curve in curves for noise in curve.noise):
+        said += " A dotted line is what chance adds to a share."
+    return said
 
 
 def _bars(sites: list[str], one: Curve, other: Curve, name: str, colour: str) -> list[Any]:
@@ -224,17 +238,18 @@ def _curve(geometry: Geometry, sites: Sequence[str | None], scalar: str) -> Curv
     found = geometry.scalars(only=f"*/{scalar}")
     path = scalar.split("/")
     holder, _, part = scalar.rpartition("/shares/")
-    curve = Curve([], [], [])
+    curve, factor = Curve([], [], []), named(scalar).factor
     for site in sites:
-        curve.values.append(math.nan if site is None else found.get(f"{site}/{scalar}", math.nan))
+        value = found.get(f"{site}/{scalar}", math.nan)
+        curve.values.append(math.nan if site is None else factor * value)
         known = site is not None and f"{site}/{scalar}" in found
         error = standard_error(geometry[site], path) if known and site is not None else None
-        curve.errors.append(math.nan if error is None else error)
+        curve.errors.append(math.nan if error is None else factor * error)
         noise = math.nan
         if known and site is not None and holder == "pos_ctx":
             try:
-                value = lookup(geometry[site], f"pos_ctx.noise_shares.{part}")
-                noise = math.nan if value is None else float(value)
+                chance = lookup(geometry[site], f"pos_ctx.noise_shares.{part}")
+                noise = math.nan if chance is None else float(chance)
             except UnidentifiedError:
                 pass
         curve.noise.append(noise)

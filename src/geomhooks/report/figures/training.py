@@ -10,6 +10,7 @@ from geomhooks.functional.position.spiral import principal_components
 from geomhooks.history import History
 from geomhooks.report.figures.found import numbers, short_names, thinned
 from geomhooks.report.figures.layers import add_slider
+from geomhooks.report.scalar_names import named
 from geomhooks.report.theme import (
     RUNS,
     SEQUENTIAL,
@@ -142,7 +143,7 @@ def runs_over_training(
             traces[site].append(
                 graph_objects().Scatter(
                     x=numbers(steps[at].double()),
-                    y=numbers(values[at]),
+                    y=numbers(values[at] * named(scalar).factor),
                     mode="lines",
                     name=shown,
                     line={"color": RUNS[number % len(RUNS)]},
@@ -150,13 +151,14 @@ def runs_over_training(
                 )
             )
     about = About(
-        f"How {scalar} moves in each training at one site. Runs whose curves bend at the same "
-        "steps learn alike there, whatever their level.",
+        f"{named(scalar).heading} ({scalar}), step by step of each training, at one site. Runs "
+        "whose curves bend at the same steps learn alike there, whatever their level.",
         'curves of this kind: T. Mickus, R. Vazquez, "Why Bother with Geometry?", BlackboxNLP 2023',
         f"at most {points} steps of a line are drawn." if cut else "",
     )
-    figure = new_figure("", "training step", scalar, about)
-    titles = {site: f"{scalar} at {label(site)}" for site in sites}
+    what = named(scalar)
+    figure = new_figure("", "training step", what.heading, about).update_yaxes(**what.axis)
+    titles = {site: f"{what.heading}, at {label(site)}" for site in sites}
     return add_slider(figure, traces, titles)
 
 
