@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ def names_of(page: Browser) -> list[str]:
     return page.run("return [...document.querySelectorAll('.figure')].map((f) => f.dataset.name)")
 
 
-def draw_all(page: Browser) -> list[str]:
-    """Scroll to each figure, and wait until it is drawn."""
-    names = names_of(page)
+def draw_all(page: Browser, names: Sequence[str] = ()) -> Sequence[str]:
+    """Scroll to each figure, or to some, and wait until it is drawn."""
+    names = names or names_of(page)
     for name in names:
         page.run("document.getElementById(arguments[0]).scrollIntoView()", name)
         page.wait(f"return {STATE} === 'drawn'", name)

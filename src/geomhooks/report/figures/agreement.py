@@ -22,7 +22,8 @@ SAID: Mapping[str, tuple[str, str, str]] = {
     "cka": (
         "CKA of ctx",
         "How alike the contexts lie that both runs have read: 1 where the one is the other, turned "
-        "and stretched as a whole, near 0 where they have nothing in common. Bars are intervals.",
+        "and stretched as a whole, near 0 where they have nothing in common. Bars are intervals, "
+        "and the dotted line is chance.",
         "S. Kornblith et al., arXiv 1905.00414; geomhooks.functional.compare.cka",
     ),
     "procrustes": (

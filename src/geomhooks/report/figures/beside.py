@@ -61,7 +61,7 @@ def side_by_side(panels: Mapping[str, go.Figure]) -> go.Figure:
     for place, (name, figure) in enumerate(panels.items()):
         suffix = str(place + 1) if place else ""
         left, top = place * (width + GAP), 1 - place * (width + GAP)
-        domains = {"xaxis": [left, left + width], "yaxis": [0, 1]}
+        domains = {"xaxis": [left, min(1.0, left + width)], "yaxis": [0, 1]}
         below = {"xaxis": [0, 1], "yaxis": [max(0.0, top - width), top]}
         for axis in AXES:
             given = figure.layout[axis].to_plotly_json()
