@@ -65,8 +65,9 @@ def test_where_the_page_goes(cli, bert: Path, text: Path):
     resumed = cli(*start, "--resume")
     assert resumed.code == 0
     assert Path("g.html").exists(), "a run that is finished has its page as well"
-    none = cli(*start, "--overwrite", "--no-report")
+    none = cli(*start, "--overwrite", "--no-report", "--no-labels")
     assert "figures" not in none.out
+    assert gh.load("g.safetensors").notes["labels"] == {}
 
 
 def test_no_page_costs_no_numbers(cli, bert: Path, text: Path, monkeypatch: pytest.MonkeyPatch):

@@ -222,6 +222,12 @@ def measure(
     ] = 60.0,
     report: ReportOption = None,
     no_report: NoReportOption = False,
+    no_labels: Annotated[
+        bool,
+        typer.Option(
+            "--no-labels", help="Keep no texts: neither file nor page says how contexts begin."
+        ),
+    ] = False,
 ) -> None:
     """Measure MODEL while it reads text files of any size, as a stream; write a page of figures.
 
@@ -271,7 +277,14 @@ def measure(
             measuring.check_same(out, geometry.notes, settings)
             return geometry
         run = measuring.Run(
-            reader, sources, settings, checkpoint, checkpoint_every, ranks, _coder(factors)
+            reader,
+            sources,
+            settings,
+            checkpoint,
+            checkpoint_every,
+            ranks,
+            _coder(factors),
+            labels=not no_labels,
         )
         if resume:
             run.resume()
@@ -384,7 +397,8 @@ def _read(whole: measuring.Run, out: Path) -> gh.Geometry:
 
 def _write_page(run: measuring.Run, geometry: gh.Geometry, page: Path | None) -> None:
     """The page of a run that is done, whose model and tokenizer are at hand."""
-    write_beside(geometry, page, words=run.reader.word, model=run.reader.model, prompt=run.prompt)
+    prompt = run.prompt if run.labels.capacity else None
+    write_beside(geometry, page, words=run.reader.word, model=run.reader.model, prompt=prompt)
 
 
 def _print(geometry: gh.Geometry, reader: measuring.Reader) -> None:

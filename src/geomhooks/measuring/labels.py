@@ -23,7 +23,7 @@ class Labels:
     more room however long the text is.
 
     Args:
-        capacity: how many to keep.
+        capacity: how many to keep; 0 keeps none.
 
     Example:
         >>> labels = Labels(2)
@@ -50,6 +50,8 @@ class Labels:
             ids: of the contexts.
             text: how the text of a row begins; asked for those that may be kept.
         """
+        if not self.capacity:
+            return
         priorities = hash_keys(torch.tensor(ids, dtype=torch.int64)).tolist()
         for row, (identity, priority) in enumerate(zip(ids, priorities, strict=True)):
             if self._highest is None or priority <= self._highest:

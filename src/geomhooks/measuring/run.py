@@ -73,6 +73,7 @@ class Run:
         every: seconds between two checkpoints.
         ranks: the processes that share out the documents of the texts, this one among them.
         encoder: what factors are made with, where they are measured.
+        labels: keep how the contexts begin, for figures.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Run:
         every: float = 60.0,
         ranks: Ranks = Ranks(),
         encoder: Any = None,
+        labels: bool = True,
     ) -> None:
         self.reader = reader
         self.sources = sources
@@ -92,7 +94,7 @@ class Run:
         self.every = every
         self.ranks = ranks
         self.progress = Progress(total=sum(source.size for source in sources))
-        self.labels = Labels(settings.contexts)
+        self.labels = Labels(settings.contexts if labels else 0)
         self.prompt: Tensor | None = None  # (1, T) ids of a context that was read
         self.watch = gh.watch(
             reader.model,

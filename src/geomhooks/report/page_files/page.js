@@ -74,26 +74,33 @@
       holder[key] = wrapped.join("<br>");
       return wrapped.length;
     }));
-    layout.margin = { t: 60 + 18 * (lines - 1) };
-    if (!small) return;
+    const named = data.filter((trace) => trace.visible !== false && trace.showlegend !== false);
+    Object.assign(layout.title, { y: 1, yref: "container", yanchor: "top",
+      pad: { t: (small ? 8 : 20) + (lines > 1 ? 14 : 0) } });
+    layout.margin = { t: 60 + 24 * (lines - 1) };
+    if (!small) {
+      if (named.length > MOST_NAMES) {
+        layout.legend = { orientation: "v", x: 1.02, xanchor: "left", y: 1, yanchor: "top" };
+      }
+      return;
+    }
     Object.entries(narrow).forEach(([path, value]) => {
       const parts = path.split(".");
       const last = parts.pop();
       parts.reduce((part, key) => (part[key] ??= {}), layout)[last] = value;
     });
-    Object.assign(layout.title, { font: { size: 14 }, x: 0, xref: "container", y: 1,
-      yref: "container", yanchor: "top", pad: { t: 8, l: 4 } });
+    Object.assign(layout.title, { font: { size: 14 }, x: 0, xref: "container" });
+    layout.title.pad.l = 4;
     Object.keys(layout).filter((key) => /^xaxis/.test(key)).forEach((key) => {
       const { title } = layout[key];
       if (title && title.text) title.text = title.text.replace(/ \(@in.*/, "");
     });
-    const named = data.filter((trace) => trace.visible !== false && trace.showlegend !== false);
     const legend = layout.showlegend ?? named.length > 1;
     const above = Boolean(layout.sliders);
-    layout.showlegend = legend && named.length <= MOST_NAMES;
+    layout.showlegend = legend && named.length <= MOST_NAMES && !Object.keys(narrow).length;
     layout.legend = above ? { ...layout.legend, x: 0, xanchor: "left" }
       : { ...layout.legend, x: 0, xanchor: "left", y: -0.28, yanchor: "top" };
-    layout.margin = { t: 14 + 18 * lines + (layout.showlegend && above ? 30 : 18), l: 48, r: 12 };
+    layout.margin = { t: 20 + 20 * lines + (layout.showlegend && above ? 28 : 12), l: 48, r: 12 };
     if (layout.height) element.style.height = `${layout.height}px`;
   };
 
