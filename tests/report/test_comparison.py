@@ -78,6 +78,10 @@ def test_a_comparison_in_a_browser(runs: Any, found: Any, tmp_path: Path) -> Non
         )
         expected = figures.position_context_gram(runs[0], positions=48, contexts=48).data[0].z
         np.testing.assert_allclose(np.array(gram), expected, atol=4e-5)
+        rows = page.run("return geomhooks.figureRows('singular_values')")
+        first = runs[1][sites[0]].pos_ctx.singular_values[0]
+        (row,) = (r for r in rows if r[:2] == [f"b, {sites[0]}, singular values of pos", 1])
+        assert row[2] == pytest.approx(float(first))
         rows = page.run("return geomhooks.tableRows('differences')")
         assert rows[0][:3] == ["runs", "site", "shares pos"]
         share = found["pairs"][1]["sites"]["1"]["scalars"]["pos_ctx/shares/pos"]["difference"]

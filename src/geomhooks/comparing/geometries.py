@@ -37,6 +37,17 @@ def compare_geometries(
 ) -> Numbers:
     """Scalars, pos and ctx of all pairs of geometries, at the sites that they have in common.
 
+    Args:
+        files: what to call the geometries.
+        geometries: two or more.
+        options: what to compare, and how.
+
+    Returns:
+        Plain numbers, which JSON can hold but for NaN: ``pairs``, each with its ``files`` and, by
+        site, ``scalars`` (``first``, ``second``, ``difference``, ``standard_error`` or None),
+        ``pos`` (over "positions" and "directions") and ``ctx`` ("cka" and "procrustes"); and where
+        there are conditions ``tests``. What cannot be compared has a reason, ``unavailable``.
+
     Raises:
         SiteError: they have no site in common, or the options' globs choose none, or no scalar.
     """

@@ -30,6 +30,15 @@ def compare_histories(
 ) -> Numbers:
     """Scalars as curves over the steps that all histories have.
 
+    Args:
+        files: what to call the histories.
+        histories: two or more.
+        options: what to compare, and how.
+
+    Returns:
+        Plain numbers, which JSON can hold but for NaN: by scalar, for each of its ``pairs``, the
+        ``warping_distance`` and ``spearman`` with its interval.
+
     Raises:
         SiteError: no scalar that the options choose is in all of them, or quality is in none.
         SchemaError: they have fewer than three steps in common.

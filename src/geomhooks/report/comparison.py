@@ -15,7 +15,7 @@ from geomhooks.report import figures
 from geomhooks.report.comparison_summary import find_differences, find_turns
 from geomhooks.report.rendering import Entry, draw, render, write_page
 from geomhooks.report.scalar_names import named
-from geomhooks.report.summary import describe_input
+from geomhooks.report.summary import describe_input, explain_parts
 from geomhooks.report.tables import Cell, Table
 from geomhooks.snapshot import Geometry
 
@@ -47,6 +47,19 @@ def write_comparison(
     Raises:
         FigureError: there is nothing that has a figure.
         MissingExtraError: plotly or jinja2 is not installed.
+
+    Example:
+        >>> import tempfile, torch, geomhooks as gh
+        >>> from geomhooks.comparing import Options, compare_geometries
+        >>> runs = []
+        >>> for _ in range(2):
+        ...     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        ...     with torch.no_grad(), gh.watch(model, statistics=[gh.Sphere()]) as watch:
+        ...         _ = model(torch.randn(5, 6, 4))
+        ...     runs.append(watch.geometry())
+        >>> found = compare_geometries(["a", "b"], runs, Options())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_comparison(runs, found, f"{folder}/comparison.html")
     """
     write_page(comparison_page(runs, found, title=title), path)
 
@@ -77,6 +90,7 @@ def comparison_page(runs: Runs, found: Numbers, *, title: str | None = None) -> 
         sections=drawn,
         sites=sites,
         tables=tables,
+        lead=explain_parts(next(iter(geometries.values()))) if geometries else "",
     )
 
 

@@ -13,7 +13,7 @@ from geomhooks.history import History
 from geomhooks.report import figures
 from geomhooks.report.of_model import entries_of_model
 from geomhooks.report.rendering import Entry, draw, render, write_page
-from geomhooks.report.summary import describe_input, find_outstanding
+from geomhooks.report.summary import describe_input, explain_parts, find_outstanding
 from geomhooks.report.tables import geometry_table
 from geomhooks.snapshot import Geometry
 
@@ -124,6 +124,7 @@ def report_page(
         sections=drawn,
         sites=[] if geometry is None else geometry.sites,
         tables=[] if geometry is None else geometry_table(geometry),
+        lead="" if geometry is None else explain_parts(geometry),
     )
 
 

@@ -61,6 +61,7 @@ def render(
     sections: Mapping[str, Sequence[Drawn]],
     sites: Sequence[str] = (),
     tables: Sequence[Table] = (),
+    lead: str = "",
 ) -> str:
     """The page as a text.
 
@@ -71,6 +72,7 @@ def render(
         sections: figures by heading.
         sites: that figures with a slider can show, in forward order.
         tables: at the end.
+        lead: what the words of the findings mean.
 
     Raises:
         MissingExtraError: plotly or jinja2 is not installed.
@@ -84,6 +86,7 @@ def render(
         sections={h: [d._replace(data=markup(d.data)) for d in f] for h, f in sections.items()},
         sites=[(label(site), site) for site in sites],
         tables=tables,
+        lead=lead,
         plotly=markup(plotly),
         script=markup((FILES / "page.js").read_text(encoding="utf-8")),
         style=markup((FILES / "page.css").read_text(encoding="utf-8")),

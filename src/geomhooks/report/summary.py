@@ -15,7 +15,7 @@ from geomhooks.report.theme import NAMES
 if TYPE_CHECKING:
     from geomhooks.snapshot import Geometry
 
-__all__ = ["Finding", "describe_depth", "describe_input", "find_outstanding"]
+__all__ = ["Finding", "describe_depth", "describe_input", "explain_parts", "find_outstanding"]
 
 EVEN = 1.25  # times the smallest share of a third, up to which thirds are alike
 OUTLIER = 3  # times the typical norm
@@ -84,6 +84,16 @@ def find_outstanding(geometry: Geometry) -> list[Finding]:
         _doubts,
     )
     return [finding for maker in makers for finding in maker(geometry)]
+
+
+def explain_parts(geometry: Geometry) -> str:
+    """What position and context are, where they were measured."""
+    if not _scalars(geometry, "pos_ctx.shares.pos"):
+        return ""
+    return (
+        "Each hidden state is split into the mean of all, a part that its position tells (pos), a "
+        "part that the text it stands in tells (ctx), and the rest (resid), mostly the word."
+    )
 
 
 def describe_depth(geometry: Geometry) -> str:

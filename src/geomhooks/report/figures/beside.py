@@ -93,6 +93,7 @@ def side_by_side(panels: Mapping[str, go.Figure]) -> go.Figure:
                 if on:
                     made = trace.to_plotly_json()
                     made.pop("visible", None)
+                    made["meta"] = [label(name)]
                     marker = made.get("marker", {})
                     if place < number - 1:  # one bar of colours is enough
                         made |= {"showscale": False} if made["type"] == "heatmap" else {}

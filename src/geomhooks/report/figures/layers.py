@@ -43,7 +43,9 @@ def add_slider(
     owner = [key for key in keys for _ in traces[key]]
     for key in keys:
         for trace in traces[key]:
-            figure.add_trace(trace.update(visible=key == keys[start]))
+            # What a trace is of, which its name need not say, for the numbers as CSV.
+            of_whom = [*(trace.meta or ()), label(key)]
+            figure.add_trace(trace.update(visible=key == keys[start], meta=of_whom))
     steps = []
     short = dict(zip(keys, short_names(list(map(str, keys))), strict=True))
     common = str(keys[0])[: len(str(keys[0])) - len(short[keys[0]])]

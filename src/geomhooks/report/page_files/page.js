@@ -169,7 +169,7 @@
     read(name).data.forEach((trace) => {
       const [x, y, z] = [trace.x, trace.y, trace.z].map(unpack);
       const of = unpack(trace.hovertext);
-      const title = trace.name ?? "";
+      const title = [...new Set([...(trace.meta ?? []), trace.name ?? ""])].join(", ");
       if (z && Array.isArray(z[0])) {
         const shown = unpack(trace.customdata) ?? z;
         shown.forEach((row, i) => row.forEach((value, j) => {
