@@ -184,5 +184,12 @@ def test_histories_over_training() -> None:
     assert {"training_pos_ctx_shares_pos", "training_sphere_anisotropy"} < set(drawn)
     assert "3 steps in common, 0 to 20." in page
     assert "All curves that are compared are equal." in page
+    other = gh.History()
+    for step, source in zip(history().steps, (20, 10, 0), strict=True):
+        other.append(step, history()[source])
+    found = compare_histories(names, [history(), other], Options(scalars=("*/norm/mean",)))
+    page = comparison_page([history(), other], found)
+    norms = [run.scalars(20)["0/sphere/norm/mean"] for run in (history(), other)]
+    assert f"0: {norms[0]:.4g} in a and {norms[1]:.4g} in b" in page
     lines = figures.runs_over_training({"a": history(), "b": other}, "sphere/norm/mean").data
     assert lines[0].y.tolist() == pytest.approx(history().curve("0/sphere/norm/mean")[1].tolist())

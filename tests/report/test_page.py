@@ -135,6 +135,8 @@ def test_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = re.findall(r'class="figure" data-name="([^"]*)"', page)
     assert {"training_pos_ctx_shares_pos", "spiral_over_training", "variance_shares"} < set(found)
     assert "A training, steps 0 to 20." in page
+    first, last = (history().scalars(step)["0/sphere/norm/mean"] for step in (0, 20))
+    assert f"How long states are: up most at 0, from {first:.4g} at step 0 to {last:.4g}" in page
     assert command(["report", str(tmp_path / "none.safetensors")]) == 7
     assert command(["report", str(tmp_path / "history.safetensors"), "-o", "/proc/no/x.html"]) == 5
 

@@ -77,7 +77,7 @@ def comparison_page(runs: Runs, found: Numbers, *, title: str | None = None) -> 
         read = " ".join(f"{name}: {describe_input(run)}" for name, run in geometries.items())
     else:
         sections, tables = _of_histories(histories, found), _history_tables(found, names)
-        findings, sites = find_turns(found, names), _sites_of(found)
+        findings, sites = find_turns(histories, found, names), _sites_of(found)
         steps = found["steps"]
         read = f"{len(steps):,} steps in common, {steps[0]:,} to {steps[-1]:,}."
     drawn = draw(sections)

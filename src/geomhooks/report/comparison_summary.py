@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geomhooks.report.scalar_names import named
 from geomhooks.report.summary import Finding, describe_depth
 
 if TYPE_CHECKING:
+    from geomhooks.history import History
     from geomhooks.snapshot import Geometry
 
 __all__ = ["find_differences", "find_turns"]
@@ -220,10 +222,34 @@ def _doubts(found: Numbers) -> Iterator[Finding]:
         yield Finding("caution", f"{reason} ({labels[0]}{more}).")
 
 
-def find_turns(found: Numbers, names: Names) -> list[Finding]:
-    """Which curves of histories go together, and which do not.
+def _at_the_end(histories: Mapping[str, History], found: Numbers) -> Iterator[Finding]:
+    """Which scalars differ most and least at the last step that all have."""
+    called = list(histories)
+    last = found["steps"][-1]
+    values = [history.scalars(last) for history in histories.values()]
+    pairs = []
+    for i, j in combinations(range(len(called)), 2):
+        sites: dict[str, Any] = {}
+        for name in found["scalars"]:
+            site, _, scalar = name.partition("/")
+            one, other = (values[k].get(name, math.nan) for k in (i, j))
+            numbers = {"first": one, "second": other, "difference": other - one}
+            of_site = sites.setdefault(site, {"scalars": {}})
+            of_site["scalars"][scalar] = numbers | {"standard_error": None}
+        pairs.append({"files": [called[i], called[j]], "sites": sites})
+    spreads = sorted(_spreads({"pairs": pairs}), key=lambda spread: -spread.relative)
+    own = {name: name for name in called}
+    if spreads and spreads[0].relative > 0:
+        for subject, spread in (("differs most", spreads[0]), ("stays the same", spreads[-1])):
+            text = f"At step {last:,}: {_spread(spread, own)}"
+            yield Finding(subject, text, f"training_{spread.scalar.replace('/', '_')}")
+
+
+def find_turns(histories: Mapping[str, History], found: Numbers, names: Names) -> list[Finding]:
+    """Which curves of histories go together, and which do not; what differs at the end.
 
     Args:
+        histories: by what to call them.
         found: by :func:`geomhooks.comparing.compare_histories`.
         names: what to call the files.
     """
@@ -260,6 +286,7 @@ def find_turns(found: Numbers, names: Names) -> list[Finding]:
     same = [place for place in distances if place[0] == 0]
     if same and len(same) == len(distances):
         findings.insert(0, Finding("the same", "All curves that are compared are equal."))
+    findings += _at_the_end(histories, found)
     reasons: dict[str, list[str]] = {}
     for name, scalar in found["scalars"].items():
         if "unavailable" in scalar:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from geomhooks.errors import FigureError
 from geomhooks.history import History
 from geomhooks.report import figures
+from geomhooks.report.movement import find_movement
 from geomhooks.report.of_model import entries_of_model
 from geomhooks.report.rendering import Entry, draw, render, write_page
+from geomhooks.report.scalar_names import named
 from geomhooks.report.summary import describe_input, explain_parts, find_outstanding
 from geomhooks.report.tables import geometry_table
 from geomhooks.snapshot import Geometry
@@ -26,14 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["report_page", "write_report"]
 
 MANY = 16  # sites, from which figures of all pairs are drawn smaller
-TRAINING = {
-    "pos_ctx/shares/pos": "The share of position",
-    "pos_ctx/shares/ctx": "The share of context",
-    "pos_ctx/stable_rank": "In how many directions positions differ",
-    "sphere/norm/mean": "How long states are",
-    "sphere/step_angle/mean": "How far blocks turn states, in radians",
-    "sphere/anisotropy": "How alike directions are",
-}
+TRAINING = (
+    "pos_ctx/shares/pos",
+    "pos_ctx/shares/ctx",
+    "pos_ctx/stable_rank",
+    "sphere/norm/mean",
+    "sphere/step_angle/mean",
+    "sphere/anisotropy",
+)
 
 
 def write_report(
@@ -97,6 +99,7 @@ def report_page(
         (True, True)
     """
     geometry: Geometry | None
+    moved = find_movement(measured, TRAINING) if isinstance(measured, History) else []
     if isinstance(measured, History):
         geometry = measured[measured.kept[-1]] if measured.kept else None
         sections = {"Over training": _of_training(measured, geometry)}
@@ -120,7 +123,7 @@ def report_page(
     return render(
         title=title or ("Training" if geometry is None else _title(geometry)),
         read=_read(measured, geometry),
-        findings=[] if geometry is None else find_outstanding(geometry),
+        findings=[*moved, *([] if geometry is None else find_outstanding(geometry))],
         sections=drawn,
         sites=[] if geometry is None else geometry.sites,
         tables=[] if geometry is None else geometry_table(geometry),
@@ -219,10 +222,10 @@ def _of_training(history: History, geometry: Geometry | None) -> list[Entry]:
     entries = [
         Entry(
             f"training_{scalar.replace('/', '_')}",
-            heading,
+            named(scalar).heading,
             partial(figures.scalar_over_training, history, scalar),
         )
-        for scalar, heading in TRAINING.items()
+        for scalar in TRAINING
     ]
     if geometry is not None:
         for site in geometry.sites[-1:]:

@@ -68,13 +68,15 @@ def scalar_over_training(
             f"{', ...' if len(known) > 12 else ''}"
         )
     about = About(
-        f"How {scalar} moves while the model is trained, a line for each site, from the first in "
-        "blue to the last in orange. Bends at one step in all sites are events of the training; "
-        "lines that part are layers that take up different work.",
+        f"{named(scalar).heading} while the model is trained, a line for each site, from the "
+        "first in blue to the last in orange. Bends at one step in all sites are events of the "
+        "training; lines that part are layers that take up different work.",
         'curves of this kind: T. Mickus, R. Vazquez, "Why Bother with Geometry?", BlackboxNLP 2023',
         f"at most {points} steps of a line are drawn." if len(history) > points else "",
     )
-    figure = new_figure(f"{scalar} over training", "training step", scalar, about)
+    what = named(scalar)
+    figure = new_figure(f"{scalar} over training", "training step", what.heading, about)
+    figure.update_yaxes(**what.axis)
     for site, short, colour in zip(
         sites, short_names(sites), depth_colours(len(sites)), strict=True
     ):
@@ -84,7 +86,7 @@ def scalar_over_training(
         figure.add_trace(
             graph_objects().Scatter(
                 x=numbers(steps[at].double()),
-                y=numbers(values[at]),
+                y=numbers(values[at] * what.factor),
                 mode="lines",
                 name=name,
                 line={"color": colour},
