@@ -120,7 +120,7 @@ def stopped(cli, bert: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> tup
     """A run that was interrupted after its first batch; returns its command."""
     command = ("measure", bert, "--text", text, "--batch-size", 4, "--max-length", 20)
     with monkeypatch.context() as patch:
-        patch.setattr("geomhooks.cli.commands.Interrupts", Impatient)
+        patch.setattr("geomhooks.cli.reading.Interrupts", Impatient)
         assert cli(*command).code == 130
     assert Path("geometry.safetensors.checkpoint").exists()
     return command
@@ -185,7 +185,7 @@ def test_resume_after_the_last_batch(cli, bert: Path, monkeypatch: pytest.Monkey
     Path("short.txt").write_text(passage(3, longest=10))
     command = ("measure", bert, "--text", "short.txt")
     with monkeypatch.context() as patch:
-        patch.setattr("geomhooks.cli.commands.Interrupts", Impatient)
+        patch.setattr("geomhooks.cli.reading.Interrupts", Impatient)
         assert cli(*command).code == 130
     result = cli(*command, "--resume")
     assert result.code == 0, result.err
