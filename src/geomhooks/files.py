@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import tempfile
@@ -26,7 +27,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
-from geomhooks.errors import FileFormatError, SchemaError
+from geomhooks.descriptions import check_description, parse
+from geomhooks.errors import FileFormatError, SchemaError, SiteError
 from geomhooks.forwards.token_stream import CENSUS, TokenStream
 from geomhooks.state import Shift, SiteState, State, StreamState, plain_value
 from geomhooks.statistics import REGISTRY
@@ -37,6 +39,7 @@ __all__ = [
     "SCHEMA",
     "first_key_of",
     "kind_of",
+    "notes_of",
     "pack_state",
     "read_document",
     "read_file",
@@ -50,6 +53,7 @@ __all__ = [
 SCHEMA = 1
 KEY = "geomhooks"
 ROWS = "@rows"
+MAX_BYTES = 1 << 34  # of rows that hold nothing, unless a caller says otherwise
 LOADERS = {
     "geometry": "gh.load",
     "history": "gh.History.load",
@@ -90,13 +94,43 @@ def restore_tensors(
             accumulator.unpack(mine, prefix + path)
 
 
-def unpack_state(packed: Mapping[str, Any], statistics: Iterable[Statistic] = ()) -> State:
-    """A state from JSON and tensors; nothing is allocated that the tensors do not hold.
+def unpack_state(
+    packed: Mapping[str, Any],
+    statistics: Iterable[Statistic] = (),
+    max_bytes: int | None = None,
+) -> State:
+    """A state from JSON and tensors.
+
+    Nothing is allocated but rows that hold nothing, and that after all tensors have been looked at.
+
+    Args:
+        packed: of :func:`pack_state`.
+        statistics: instances of statistics that are not geomhooks' own.
+        max_bytes: of those rows; by default as many as there are.
 
     Raises:
-        SchemaError: a statistic is unknown, or a tensor missing or of the wrong shape.
+        SchemaError: a statistic is unknown, a tensor is missing, of the wrong shape or belongs to
+            nothing, or the description is none.
     """
     description, tensors = packed["description"], packed["tensors"]
+    check_description(description)
+    try:
+        state = _described(description, statistics)
+    except SiteError as error:  # of a state that is larger than its statistic allows
+        raise SchemaError(str(error)) from error
+    _check_tensors(state, tensors, max_bytes)
+    for path, accumulator in state.accumulators():
+        held = {
+            name: thicken(f"{path}/{name}", tensors, field)
+            for name, field in accumulator.fields.items()
+            if f"{path}/{name}" in tensors
+        }
+        accumulator.adopt(held, path)
+    return state
+
+
+def _described(description: Mapping[str, Any], statistics: Iterable[Statistic]) -> State:
+    """The state that a description is of, without tensors."""
     given = {}
     for statistic in statistics:
         if not isinstance(statistic, Statistic):
@@ -105,6 +139,10 @@ def unpack_state(packed: Mapping[str, Any], statistics: Iterable[Statistic] = ()
     known = {
         name: _statistic(name, entry, given) for name, entry in description["statistics"].items()
     }
+    for scope, what, names in _uses(description):
+        for name in names:
+            if known[name].scope != scope:
+                raise SchemaError(f"{what}: {name} is of the scope {known[name].scope!r}")
     state = State(
         known,
         description["model"],
@@ -114,11 +152,11 @@ def unpack_state(packed: Mapping[str, Any], statistics: Iterable[Statistic] = ()
     for name, entry in description["streams"].items():
         stream = TokenStream(
             name,
-            int(entry["positions"]),
-            int(entry["open"]),
-            int(entry["first_key"]),
+            entry["positions"],
+            entry["open"],
+            entry["first_key"],
             tuple(entry["exclude"]),
-            int(entry["skip"]),
+            entry["skip"],
         )
         shared = {n: a for s in known.values() for n, a in s.shared(stream).items()}
         state.streams[name] = StreamState(stream, shared, {})
@@ -136,14 +174,60 @@ def unpack_state(packed: Mapping[str, Any], statistics: Iterable[Statistic] = ()
             if n not in state.streams[name].statistics and state.sites:
                 any_site = next(iter(state.sites.values())).site
                 state.streams[name].statistics[n] = known[n].accumulators(any_site)
-    for path, accumulator in state.accumulators():
-        held = {
-            name: thicken(f"{path}/{name}", tensors, field)
-            for name, field in accumulator.fields.items()
-            if f"{path}/{name}" in tensors
-        }
-        accumulator.adopt(held, path)
     return state
+
+
+def _uses(description: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """The statistics that are said to be used, by what they have to be the state of."""
+    for scope in ("site", "stream"):
+        for name, entry in description[f"{scope}s"].items():
+            yield scope, f"{scope} {name!r:.80}", entry["statistics"]
+    yield "model", "the whole model", description["whole"]
+
+
+def _check_tensors(state: State, tensors: Mapping[str, Tensor], max_bytes: int | None) -> None:
+    """Raise unless tensors, as they are stored, are what a state holds."""
+    left, empty = set(tensors), 0
+    for path, accumulator in state.accumulators():
+        for name, field in accumulator.fields.items():
+            full = f"{path}/{name}"
+            left -= {full, full + ROWS}
+            stored, used = tensors.get(full), tensors.get(full + ROWS)
+            if stored is None:
+                raise SchemaError(f"there is no tensor {full!r:.120}")
+            if used is None:
+                fits = tuple(stored.shape) == tuple(field.shape)
+            else:
+                fits = bool(field.shape) and stored.shape[1:] == field.shape[1:]
+                empty += max(0, field.nbytes - stored.nbytes)
+                _check_rows(used, len(stored) if stored.ndim else 0, field.shape, full)
+            if not fits:
+                raise SchemaError(
+                    f"tensor {full!r:.120} has shape {tuple(stored.shape)}, not "
+                    f"{tuple(field.shape)}{'' if used is None else ' or rows of it'}"
+                )
+            field.check(stored, f"tensor {full!r:.120}")
+    if left:
+        raise SchemaError(f"the tensor {min(left)!r:.120} belongs to nothing that is described")
+    if max_bytes is not None and empty > max_bytes:
+        raise SchemaError(
+            f"what is described takes {empty:,} bytes for rows that hold nothing, more than "
+            f"max_bytes={max_bytes:,}; raise max_bytes if it comes from somebody you trust"
+        )
+
+
+def _check_rows(used: Tensor, number: int, shape: tuple[int, ...], name: str) -> None:
+    """Raise unless these are indices of that many rows, ascending."""
+    if used.dtype != torch.int64 or tuple(used.shape) != (number,):
+        raise SchemaError(
+            f"tensor {name + ROWS!r:.120}: {number} indices are needed, one for each row of "
+            f"{name!r:.120}; found {used.dtype} {tuple(used.shape)}"
+        )
+    ascending = bool((used[1:] > used[:-1]).all())
+    if number and not (ascending and int(used[0]) >= 0 and int(used[-1]) < shape[0]):
+        raise SchemaError(
+            f"tensor {name + ROWS!r:.120}: indices from 0 to {shape[0] - 1} are needed, ascending"
+        )
 
 
 def thin_tensors(state: State) -> dict[str, Tensor]:
@@ -172,12 +256,7 @@ def thicken(name: str, tensors: Mapping[str, Tensor], field: Field) -> Tensor:
     stored, used = tensors[name], tensors.get(name + ROWS)
     if used is None:
         return stored
-    shape = tuple(field.shape)
-    if stored.shape[1:] != shape[1:] or len(stored) != len(used):
-        raise SchemaError(f"{name}: {tuple(stored.shape)} are no rows of {shape}")
-    if len(used) and not 0 <= int(used.min()) <= int(used.max()) < shape[0]:
-        raise SchemaError(f"{name}: a row index is outside of {shape}")
-    whole = torch.full(shape, field.empty, dtype=stored.dtype)
+    whole = torch.full(tuple(field.shape), field.empty, dtype=stored.dtype)
     whole[used] = stored
     return whole
 
@@ -194,10 +273,16 @@ def _statistic(name: str, entry: Mapping[str, Any], given: Mapping[str, Statisti
         return given[name]
     if name not in REGISTRY:
         raise SchemaError(
-            f"the file has the statistic {name!r} ({entry['class']}), which is not geomhooks' own; "
-            f"give it: gh.load(path, statistics=[{entry['class'].rpartition('.')[2]}(...)])"
+            f"the file has the statistic {name!r:.80} ({entry['class']:.80}), which is not "
+            "geomhooks' own; give it: gh.load(path, statistics=["
+            f"{entry['class'].rpartition('.')[2]:.80}(...)])"
         )
-    return REGISTRY[name](**entry["parameters"])
+    kind = REGISTRY[name]
+    try:
+        inspect.signature(kind).bind(**entry["parameters"])
+        return kind(**entry["parameters"])
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"the parameters of {name}: {error}") from error
 
 
 def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, Any] | None) -> None:
@@ -216,24 +301,37 @@ def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, A
 
 
 def read_file(
-    path: str | os.PathLike[str], statistics: Iterable[Statistic] = ()
+    path: str | os.PathLike[str],
+    statistics: Iterable[Statistic] = (),
+    max_bytes: int | None = MAX_BYTES,
 ) -> tuple[State, dict[str, Any]]:
     """Read a file; returns the state and the notes.
 
     Raises:
         FileNotFoundError: there is no such file.
         FileFormatError: it is truncated, not geomhooks', or of a newer schema.
+        SchemaError: what it says and what it holds do not fit together.
     """
     document, tensors = read_document(path, "geometry", SCHEMA)
+    name = os.fspath(path)
     try:
-        state = unpack_state({**document, "tensors": tensors}, statistics)
-    except SchemaError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
-        raise FileFormatError(
-            f"{os.fspath(path)}: its description does not fit together: {error!r}"
-        ) from error
-    return state, dict(document.get("notes", {}))
+        packed = {"description": document.get("description"), "tensors": tensors}
+        state = unpack_state(packed, statistics, max_bytes)
+    except SchemaError as error:
+        raise SchemaError(f"{name}: {error}") from error
+    return state, notes_of(document, name)
+
+
+def notes_of(document: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The notes in a file.
+
+    Raises:
+        FileFormatError: they are no object.
+    """
+    notes = document.get("notes", {})
+    if not isinstance(notes, dict):
+        raise FileFormatError(f"{path}: notes: a JSON object is needed, found {notes!r:.80}")
+    return notes
 
 
 def write_document(
@@ -322,15 +420,10 @@ def _opened(path: str | os.PathLike[str], what: str) -> Iterator[tuple[Any, dict
             metadata = file.metadata() or {}
             if KEY not in metadata:
                 raise FileFormatError(f"{name} is a safetensors file, but not geomhooks'")
-            document = json.loads(metadata[KEY])
-            if not isinstance(document, dict):
-                raise FileFormatError(f"{name}: its metadata are no JSON object")
+            try:
+                document = parse(metadata[KEY])
+            except ValueError as error:
+                raise FileFormatError(f"{name}: {error}") from error
             yield file, document
-    except (
-        SafetensorError,
-        json.JSONDecodeError,
-        OSError,
-        RecursionError,  # of JSON that is nested without end
-        UnicodeDecodeError,
-    ) as error:
+    except (SafetensorError, OSError) as error:
         raise FileFormatError(f"{name} is truncated or no {what} file: {error}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Moments, Sum
+from geomhooks.accumulators import Accumulator, Count, Moments
 from geomhooks.accumulators.table import EMPTY, Table, hash_keys
 from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
@@ -173,7 +173,7 @@ class Components(Statistic):
         made: dict[str, Accumulator] = {
             "moments": Moments((site.positions, features + 1)),
             "by_context": Table(self.contexts, columns),
-            "left_out": Sum((), torch.int64),
+            "left_out": Count(),
         }
         if self.split is not None:
             made["rows"] = Moments((1, len(NAMES) * sum(self._rows_at(site).values())))

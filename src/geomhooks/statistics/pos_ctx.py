@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from geomhooks.accumulators.two_way import TwoWay
 from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
+from geomhooks.functional.position.relative_norm import largest_eigenvalue
 from geomhooks.functional.position.two_way import (
     singular_value_floor,
     variance_components,
@@ -365,14 +366,12 @@ class PosCtx(Statistic):
             ),
         }
         between = design.inverse_norm, pos.shape[1], design.inverse.diagonal().sum()
-        strongest = cache(lambda: None)
+        strongest: Callable[[], Tensor | None] = cache(lambda: None)
         if outer is not None:
             left = (outer - sums["context_outer"] / times - a.T @ z) / tokens
             left = result["resid_covariance"] = (left + left.T) / 2
             # Of the noise of a token, whose trace is that of the residuals but for their freedom.
-            strongest = cache(
-                lambda: components.resid * torch.linalg.eigvalsh(left)[-1] / left.trace()
-            )
+            strongest = cache(lambda: components.resid * largest_eigenvalue(left) / left.trace())
         result["singular_value_floor"] = Lazy(
             lambda: singular_value_floor(components.resid, *between, strongest())
         )

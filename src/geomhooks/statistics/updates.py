@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Moments, Sum
+from geomhooks.accumulators import Accumulator, Count, Moments
 from geomhooks.checks import check_positive
 from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.shapes import as_float
@@ -101,7 +101,7 @@ class Updates(Statistic):
         found: dict[str, Accumulator] = {"gap": Moments((site.positions, 1))}
         for name, heads in site.sublayers.items():
             found[name] = Moments((site.positions, len(FEATURES)))
-            found[f"{name}_non_finite"] = Sum((2,), torch.int64)
+            found[f"{name}_non_finite"] = Count((2,))
             if self.heads and heads:
                 # Rows: tokens at positions other than 0, and at position 0.
                 found[f"{name}_heads"] = Moments((2, len(OF_HEADS) * heads))
