@@ -29,6 +29,7 @@ __all__ = [
 
 Check = Callable[[Any, str], None]
 DEEPEST = 64  # of JSON in JSON; what is told of a geometry has 6
+LONGEST = 300  # digits, of a number that is one in floating point as well
 LARGEST = (1 << 62) - 1  # of a whole number, so that what is one more is one in 64 bits as well
 
 
@@ -36,11 +37,12 @@ def parse(told: str) -> dict[str, Any]:
     """The object in a piece of JSON.
 
     Raises:
-        ValueError: it is no JSON, or no object; a name stands twice in an object; it is nested
-            deeper than 64 times, or has half of a surrogate pair, which no file can hold.
+        ValueError: it is no JSON, or no object; a name stands twice in an object; a whole number
+            has more than 300 digits; it is nested deeper than 64 times, or has half of a surrogate
+            pair, which no file can hold.
     """
     try:
-        found = json.loads(told, object_pairs_hook=_once)
+        found = json.loads(told, object_pairs_hook=_once, parse_int=_whole_number)
     except RecursionError:
         raise ValueError(f"its JSON is nested deeper than {DEEPEST} times") from None
     if not isinstance(found, dict):
@@ -61,6 +63,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice!r:.80} stands twice in an object of its JSON")
     return found
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > LONGEST:
+        raise ValueError(f"a whole number in its JSON has {len(digits)} digits, over {LONGEST}")
+    return int(digits)
 
 
 def _parts(held: Any) -> list[Any]:

@@ -105,7 +105,7 @@ def load_dictionary(path: str | os.PathLike[str]) -> FactorDictionary:
     penalty, relative = document.get("penalty"), document.get("relative")
     if found is None or len(tensors) > 1:
         raise FileFormatError(
-            f"{name}: one tensor {NAME!r} is needed, found {str(sorted(tensors) or 'none'):.200}"
+            f"{name}: one tensor {NAME!r} is needed, found {sorted(tensors) or 'none'!s:.200}"
         )
     if found.ndim != 2 or not found.numel() or not found.is_floating_point():
         raise FileFormatError(

@@ -346,8 +346,11 @@ def write_document(
     versions = {"geomhooks": __version__, "torch": str(torch.__version__)}
     try:
         text = json.dumps({**document, "versions": versions})
-    except TypeError as error:
-        raise SchemaError(f"notes and statistics' parameters have to be JSON: {error}") from error
+        parse(text)  # what is written can be read
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SchemaError(
+            f"notes and statistics' parameters have to be JSON that can be read: {error}"
+        ) from error
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file in it")

@@ -177,8 +177,10 @@ class Geometry:
             name: value for name in self._sites if (value := self._lookup(name, path)) is not None
         }
         if not found:
+            there = [_paths(self[site]) for site in self.sites[-1:]]
             raise SiteError(
-                f"no site has a tensor {path!r}; the last has {_paths(self[self.sites[-1]])}"
+                f"no site has a tensor {path!r}; "
+                + (f"the last has {there[0]}" if there else "none has counted anything")
             )
         shapes = {name: tuple(value.shape) for name, value in found.items()}
         if len(set(shapes.values())) > 1:

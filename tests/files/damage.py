@@ -169,23 +169,7 @@ def rename(draw: st.DrawFn, written: Written) -> None:
     ]
     prefix, old = draw(st.sampled_from(known))
     new = draw(st.sampled_from(TEXTS))
-    if not old:
-        return
-
-    def renamed(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {renamed(key): renamed(part) for key, part in value.items()}
-        if isinstance(value, list):
-            return [renamed(part) for part in value]
-        return new if value == old else value
-
-    written.document = renamed(written.document)
-    start = f"{prefix}{old}/"
-    if prefix:
-        written.tensors = {
-            f"{prefix}{new}/{name.removeprefix(start)}" if name.startswith(start) else name: tensor
-            for name, tensor in written.tensors.items()
-        }
+    written.rename(prefix, old, new)
 
 
 # Of its tensors.
@@ -196,8 +180,11 @@ def _tensor(draw: st.DrawFn, written: Written) -> str:
 
 
 def cell(draw: st.DrawFn, written: Written) -> None:
-    """An entry, or all, of another value."""
-    name = _tensor(draw, written)
+    """An entry, or all, of another value; of single numbers as often as of all tensors."""
+    single = sorted(name for name, tensor in written.tensors.items() if tensor.size == 1)
+    name = (
+        draw(st.sampled_from(single or ["none"])) if draw(st.booleans()) else _tensor(draw, written)
+    )
     tensor = written.tensors.get(name, np.zeros(0)).copy()
     odd = draw(st.sampled_from(FLOATS if tensor.dtype.kind == "f" else CELLS))
     with np.errstate(all="ignore"):

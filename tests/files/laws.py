@@ -28,7 +28,7 @@ from geomhooks.report import report_page
 from geomhooks.results import Result
 
 MAX_BYTES = 1 << 26
-CODES = (1, 2, 3, 7)  # nothing to draw, nothing to compare, no tokenizer; and no such file
+CODES = (1, 2, 3, 5, 7)  # nothing to draw or to compare, no tokenizer, a file in the way
 
 
 class Page(HTMLParser):

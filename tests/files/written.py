@@ -53,6 +53,24 @@ class Written:
             self, document=json.loads(json.dumps(self.document)), tensors={**self.tensors}
         )
 
+    def rename(self, prefix: str, old: str, new: str) -> None:
+        """Another text wherever this one stands; with "site/" or "stream/" also of its tensors."""
+
+        def renamed(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {renamed(key): renamed(part) for key, part in value.items()}
+            if isinstance(value, list):
+                return [renamed(part) for part in value]
+            return new if value == old else value
+
+        self.document = renamed(self.document)
+        start = f"{prefix}{old}/"
+        if prefix:
+            self.tensors = {
+                name.replace(start, f"{prefix}{new}/", 1) if name.startswith(start) else name: held
+                for name, held in self.tensors.items()
+            }
+
     def header(self) -> tuple[dict[str, Any], bytes]:
         """The header as JSON, and the bytes of the tensors."""
         header: dict[str, Any] = {"__metadata__": {KEY: json.dumps(self.document)}}

@@ -47,13 +47,14 @@ class Field(NamedTuple):
         shape: of the tensor.
         dtype: of the tensor.
         empty: the value of "nothing added yet".
-        counts: its whole numbers are from 0 to 2^48, which is looked at where a file is read.
+        bounds: the least and the largest that its whole numbers can be, which is looked at where a
+            file is read; None where they can be any.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     empty: float | int | bool = 0
-    counts: bool = False
+    bounds: tuple[int, int] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +62,7 @@ class Field(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
     def check(self, found: Tensor, name: str) -> None:
-        """Raise unless a tensor is of this type, and counts are counts; shapes are not looked at.
+        """Raise unless a tensor is of this type and within the bounds; shapes are not looked at.
 
         Raises:
             SchemaError: naming the tensor, and what was found.
@@ -70,17 +71,17 @@ class Field(NamedTuple):
         wide = {torch.float32, torch.float64}
         if found.dtype != self.dtype and not {found.dtype, self.dtype} <= wide:
             raise SchemaError(f"{name} has dtype {found.dtype}, not {self.dtype}")
-        if self.counts and found.numel():
+        if self.bounds is not None and found.numel():
+            least, most = self.bounds
             low, high = (int(bound) for bound in found.aminmax())
-            if low < 0 or high > MOST:
-                raise SchemaError(
-                    f"{name} has {low if low < 0 else high}; counts are from 0 to {MOST}"
-                )
+            if low < least or high > most:
+                wrong = low if low < least else high
+                raise SchemaError(f"{name} has {wrong}; it can be from {least} to {most}")
 
 
 def counts(shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Field:
     """A tensor of counts."""
-    return Field(shape, dtype, 0, counts=True)
+    return Field(shape, dtype, 0, (0, MOST))
 
 
 class Accumulator(ABC):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["KeptTokens", "Places", "TokenStates"]
 
 NO_ID = -1
+LARGEST_ID = (1 << 31) - 1  # what rankings can hold of one, and tokenizers take
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class KeptTokens(Table):
         self.chosen = None if isinstance(contexts, int) else tuple(contexts)
         capacity = contexts if isinstance(contexts, int) else len(contexts)
         row = (length,)
-        columns = {"ids": Field(row, torch.int64, NO_ID), "times": counts(row, torch.int32)}
+        columns = {
+            "ids": Field(row, torch.int64, NO_ID, (NO_ID, LARGEST_ID)),
+            "times": counts(row, torch.int32),
+        }
         super().__init__(capacity, columns)
         self._there: dict[torch.device, Tensor] = {}
 

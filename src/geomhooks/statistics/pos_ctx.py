@@ -16,7 +16,7 @@ from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.table import EMPTY
 from geomhooks.accumulators.turns import Turns, check_fraction
 from geomhooks.accumulators.two_way import TwoWay
-from geomhooks.checks import check_positive
+from geomhooks.checks import check_flags, check_needed, check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.functional.position.relative_norm import largest_eigenvalue
@@ -131,6 +131,8 @@ class PosCtx(Statistic):
         check_positive(
             "PosCtx", contexts=contexts, positions=positions, open_contexts=open_contexts
         )
+        check_needed("PosCtx", max_bytes=max_bytes)
+        check_flags("PosCtx", second_moment=second_moment)
         self.contexts = contexts
         self.positions = positions
         self.second_moment = second_moment
@@ -231,7 +233,9 @@ class PosCtx(Statistic):
             nothing = "no finite token has been counted at this site"
             moments = (*MATRICES, *MOMENTS) if self.second_moment else ()
             names = (*FITTED, *DERIVED, "position_mean", *moments)
+            none = torch.zeros(0, dtype=torch.int64)
             return {name: Unavailable(nothing) for name in names} | {
+                **dict.fromkeys((*OF_CONTEXTS, "position_count"), none),
                 "count": torch.tensor(0),
                 "contexts": contexts["closed"],
                 "split_contexts": contexts["split"],
@@ -410,6 +414,7 @@ class PosCtx(Statistic):
         )
 
 
+OF_CONTEXTS = ("context_id", "context_length", "context_group")
 MATRICES = ("covariance", "resid_covariance")
 FITTED = [
     "mean",
