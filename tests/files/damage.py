@@ -87,6 +87,17 @@ def foreign(name: str) -> bytes:
     }[name]
 
 
+def hostile_file() -> bytes:
+    """Sites, their stream and the model have names that nobody would give them."""
+    written = valid("everything").copy()
+    names = [SCRIPT, '"><img src=x onerror=taken=1>', "\x1b[31m[bold]a\x00\n", "__proto__"]
+    for old, new in zip([*written.document["description"]["sites"]], names, strict=True):
+        written.rename("site/", old, new)
+    written.rename("stream/", "transformer", TEXTS[-1])
+    written.document["description"]["model"] = "</title><script>taken=1</script>"
+    return written.bytes()
+
+
 def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where anything is in JSON."""
     items = value.items() if isinstance(value, dict) else enumerate(value)

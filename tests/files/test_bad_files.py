@@ -17,9 +17,10 @@ from geomhooks.descriptions import NEEDED, OF_TYPES
 from geomhooks.errors import FileFormatError, SchemaError
 from geomhooks.report import report_page
 from geomhooks.statistics.base import Site
-from tests.files.damage import FOREIGN, SCRIPT, TEXTS, Marker, foreign
+from tests.files.damage import FOREIGN, Marker, foreign, hostile_file
 from tests.files.laws import Page, check_command, check_page
 from tests.files.written import Written, joined, valid
+from tests.report.geometries import SCRIPT
 
 SITE = "transformer.h.1"
 SUMS = f"site/{SITE}/pos_ctx/sums/"
@@ -276,23 +277,12 @@ def test_what_cannot_be_read_again_is_not_written(tmp_path: Path) -> None:
     assert gh.load(path).scalars() == geometry.scalars()
 
 
-def hostile_file(path: Path) -> gh.Geometry:
-    """Sites, their stream and the model have names that nobody would give them."""
-    written = valid("everything").copy()
-    names = [SCRIPT, '"><img src=x onerror=taken=1>', "\x1b[31m[bold]a\x00\n", "__proto__"]
-    for old, new in zip(written.document["description"]["sites"].copy(), names, strict=True):
-        written.rename("site/", old, new)
-    written.rename("stream/", "transformer", TEXTS[-1])
-    written.document["description"]["model"] = "</title><script>taken=1</script>"
-    path.write_bytes(written.bytes())
-    return gh.load(path)
-
-
 def test_names_are_texts_wherever_they_are_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "a.safetensors"
-    geometry = hostile_file(path)
+    path.write_bytes(hostile_file())
+    geometry = gh.load(path)
     assert geometry.sites[0] == SCRIPT
     usual = tmp_path / "b.safetensors"
     usual.write_bytes(valid("everything").bytes())
