@@ -256,7 +256,11 @@ def thicken(name: str, tensors: Mapping[str, Tensor], field: Field) -> Tensor:
     stored, used = tensors[name], tensors.get(name + ROWS)
     if used is None:
         return stored
-    whole = torch.full(tuple(field.shape), field.empty, dtype=stored.dtype)
+    shape = tuple(field.shape)
+    if field.empty:
+        whole = torch.full(shape, field.empty, dtype=stored.dtype)
+    else:  # memory that systems give when it is first written to
+        whole = torch.zeros(shape, dtype=stored.dtype)
     whole[used] = stored
     return whole
 
@@ -387,10 +391,10 @@ def read_document(
         name = os.fspath(path)
         if found != kind:
             remedy = f"read it with {LOADERS[found]}(path)" if found in LOADERS else UPGRADE
-            raise FileFormatError(f"{name} holds a {found}, not a {kind}: {remedy}")
+            raise FileFormatError(f"{name} holds a {found:.40}, not a {kind}: {remedy}")
         if document.get("schema") != schema:
             raise FileFormatError(
-                f"{name} has schema {document.get('schema')!r}; this version reads {schema}. "
+                f"{name} has schema {document.get('schema')!r:.40}; this version reads {schema}. "
                 f"{UPGRADE}"
             )
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -418,6 +422,8 @@ def _opened(path: str | os.PathLike[str], what: str) -> Iterator[tuple[Any, dict
     name = os.fspath(path)
     if not Path(path).exists():
         raise FileNotFoundError(f"no such file: {name}")
+    if not Path(path).is_file():  # a pipe might never give anything
+        raise FileFormatError(f"{name} is no {what} file, but a folder or a device")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

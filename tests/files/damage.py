@@ -27,6 +27,8 @@ TEXTS = (
     "\ud800",
     "\u202e\u200b\ufeff",
     "__proto__",
+    "self",
+    "gap",
     "constructor",
     "../../etc/passwd",
     "C:\\con",

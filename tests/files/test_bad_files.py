@@ -218,7 +218,7 @@ def test_what_is_no_file_of_a_geometry(tmp_path: Path) -> None:
     assert Marker.opened == 0
     told = refused(path, foreign("weights"), FileFormatError)
     assert told == " is a safetensors file, but not geomhooks'"
-    with pytest.raises(FileFormatError, match="is truncated or no geometry file"):
+    with pytest.raises(FileFormatError, match="is no geometry file, but a folder or a device"):
         gh.load(tmp_path)
 
 
