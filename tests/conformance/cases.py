@@ -33,6 +33,7 @@ from tests.conformance.harness import (
     WIDTH,
     Case,
     Seen,
+    Together,
     label_of,
     label_of_tokens,
     plant,
@@ -463,6 +464,12 @@ CASES = {
     )
 }
 
+# Statistics of one name cannot be in one watch.
+SECOND = ("group_means of tokens", "factors of texts", "stream")
+TOGETHER = {
+    "all": Together(tuple(case for name, case in CASES.items() if name not in SECOND)),
+    "second": Together(tuple(CASES[name] for name in SECOND)),
+}
 
 # What depends on the order of batches has no dense numbers: it goes through each way to run the
 # same forwards, and has to come out the same.

@@ -229,12 +229,27 @@ class Case:
     find: Callable[[Any, str], Any]
     labels: Callable[[Any, Any], Any] = lambda contexts, positions: label_of(contexts)
 
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        return (self,)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Cases of one watch; labels of a batch are those of the first."""
+
+    cases: tuple[Case, ...]
+
+    @property
+    def labels(self) -> Callable[[Any, Any], Any]:
+        return self.cases[0].labels
+
 
 @dataclass
 class Subject:
-    """A case on a model, with contexts to stream."""
+    """A case, or several together, on a model, with contexts to stream."""
 
-    case: Case
+    case: Case | Together
     dtype: torch.dtype
     contexts: list[Context]
     model: Stack = field(init=False)
@@ -247,10 +262,12 @@ class Subject:
         with torch.no_grad(), self.new_watch() as watch:
             yield watch
 
-    def new_watch(self) -> Any:
-        return gh.watch(
-            self.model, sites="blocks", statistics=[self.case.statistic()], positions=POSITIONS
-        )
+    def new_watch(self, model: Any = None) -> Any:
+        model = self.model if model is None else model
+        return gh.watch(model, sites="blocks", statistics=self.statistics(), positions=POSITIONS)
+
+    def statistics(self) -> list[gh.Statistic]:
+        return [case.statistic() for case in self.case.cases]
 
     def feed(self, watch: Any, batch: Batch, **arguments: Any) -> Tensor:
         with watch.tokens(contexts=batch.contexts, groups=batch.groups):
@@ -265,9 +282,10 @@ class Subject:
 
     def check(self, geometry: Any) -> None:
         """Every number of the geometry is the dense one."""
-        expected = self.case.reference(dense(self.model, self.contexts, self.dtype))
-        for key, numbers in expected.items():
-            compare(self.case.find(geometry, key), numbers, key)
+        seen = dense(self.model, self.contexts, self.dtype)
+        for case in self.case.cases:
+            for key, numbers in case.reference(seen).items():
+                compare(case.find(geometry, key), numbers, f"{case.name} {key}")
 
 
 class Seen(dict[str, Observations]):

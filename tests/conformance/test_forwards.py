@@ -13,16 +13,15 @@ import torch._dynamo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-import geomhooks as gh
-from tests.conformance.cases import CASES, ORDERED
+from tests.conformance.cases import CASES, ORDERED, TOGETHER
 from tests.conformance.harness import (
-    POSITIONS,
     WIDTH,
     Batch,
     Case,
     Context,
     Seen,
     Subject,
+    Together,
     compare,
     dense,
     flatten,
@@ -96,9 +95,8 @@ class CheckpointedAsOne(nn.Module):
 
 
 @contextmanager
-def watching(subject: Subject, model: nn.Module, sites: Any = "blocks") -> Iterator[Any]:
-    statistics = [subject.case.statistic()]
-    with gh.watch(model, sites=sites, statistics=statistics, positions=POSITIONS) as watch:
+def watching(subject: Subject, model: nn.Module) -> Iterator[Any]:
+    with subject.new_watch(model) as watch:
         yield watch
 
 
@@ -289,16 +287,21 @@ def gradients_by_transformation(subject: Subject) -> Any:
     return watch.geometry()
 
 
-# Each statistic in each way, each way in each type, the types taking turns.
+# All statistics in each way, the types taking turns; and each alone, as it takes a shorter path
+# there, in ways that take turns too.
 TURNS = [
     pytest.param(case, way, DTYPES[turn % 3], id=f"{name}-{way.__name__}-{DTYPES[turn % 3]}")
-    for first, (name, case) in enumerate(CASES.items())
+    for first, (name, case) in enumerate(TOGETHER.items())
     for turn, way in enumerate(WAYS, first)
+] + [
+    pytest.param(case, way, DTYPES[turn % 3], id=f"{name}-{way.__name__}-{DTYPES[turn % 3]}")
+    for turn, (name, case) in enumerate(CASES.items())
+    for way in (WAYS[turn % len(WAYS)], WAYS[(turn + len(WAYS) // 2) % len(WAYS)])
 ]
 
 
 @pytest.mark.parametrize(("case", "way", "dtype"), TURNS)
-def test_way(case: Case, way: Way, dtype: torch.dtype) -> None:
+def test_way(case: Case | Together, way: Way, dtype: torch.dtype) -> None:
     subject = Subject(case, dtype, plant(seed=1))
     subject.check(way(subject))
 
@@ -317,8 +320,8 @@ def test_way_of_what_depends_on_order(case: Case) -> None:
             assert close, f"{run.__name__}: {name}"
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_inductor(case: Case) -> None:
+@pytest.mark.parametrize("case", TOGETHER.values(), ids=TOGETHER.keys())
+def test_inductor(case: Together) -> None:
     """The same graph for all statistics: they are no part of it."""
     subject = Subject(case, torch.float32, plant(seed=1))
     run = torch.compile(subject.model, fullgraph=True, dynamic=True)

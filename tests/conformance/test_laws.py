@@ -96,7 +96,7 @@ def merged_files(subject: Subject, folder: Path) -> Any:
     paths = [folder / f"{index}.safetensors" for index in range(3)]
     for path, geometry in zip(paths, shards(subject), strict=True):
         geometry.save(path)
-    return gh.merge([gh.load(path, statistics=[subject.case.statistic()]) for path in paths])
+    return gh.merge([gh.load(path, statistics=subject.statistics()) for path in paths])
 
 
 @law("resume")
@@ -115,7 +115,7 @@ def state_saved_and_loaded(subject: Subject, folder: Path) -> Any:
 @law("resume")
 def saved_and_loaded(subject: Subject, folder: Path) -> Any:
     one_batch(subject, folder).save(folder / "all.safetensors")
-    return gh.load(folder / "all.safetensors", statistics=[subject.case.statistic()])
+    return gh.load(folder / "all.safetensors", statistics=subject.statistics())
 
 
 @law("resume")

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from geomhooks import native
-from geomhooks.statistics import LAWS
 from tests.conformance.cases import CASES
-from tests.conformance.harness import Subject, plant
-from tests.conformance.test_laws import WAYS
+from tests.conformance.harness import Case, Subject, Together, plant
+from tests.conformance.test_laws import WAYS, Way
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +24,19 @@ def without_numba() -> Iterator[None]:
 NAMES = ("pos_ctx", "covariance", "sphere", "updates", "next_word", "trajectories")
 
 
-@pytest.mark.parametrize(
-    ("name", "law", "way"),
-    [
-        (name, law, way)
-        for name in NAMES
-        for law, ways in WAYS.items()
-        for way in ways
-        if law in CASES[name].statistic().laws or law not in LAWS
-    ],
-    ids=lambda value: value if isinstance(value, str) else value.__name__,
-)
-def test_law_in_ordinary_torch(name: str, law: str, way: object, tmp_path: Path) -> None:
-    subject = Subject(CASES[name], torch.float32, plant(seed=7))
-    subject.check(way(subject, tmp_path))  # type: ignore[operator]
+TOGETHER = Together(tuple(CASES[name] for name in NAMES))
+SHARED = set.intersection(*(set(case.statistic().laws) for case in TOGETHER.cases))
+PARAMETERS = [
+    pytest.param(case, way, id=f"{name}-{law}-{way.__name__}")
+    for name, case in {"all": TOGETHER, **{name: CASES[name] for name in NAMES}}.items()
+    for law, ways in WAYS.items()
+    for way in ways
+    if law == "reference" or (name == "all") == (law in SHARED)
+    if name == "all" or law in (*CASES[name].statistic().laws, "reference")
+]
+
+
+@pytest.mark.parametrize(("case", "way"), PARAMETERS)
+def test_law_in_ordinary_torch(case: Case | Together, way: Way, tmp_path: Path) -> None:
+    subject = Subject(case, torch.float32, plant(seed=7))
+    subject.check(way(subject, tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import geomhooks as gh
-from tests.conformance.cases import CASES
+from tests.conformance.cases import CASES, SECOND
 from tests.conformance.harness import POSITIONS
 from tests.models import tiny_gpt2
 
@@ -35,17 +36,19 @@ STATISTICS = {name: case.statistic for name, case in CASES.items()} | {
 }
 
 
-@pytest.fixture(params=STATISTICS)
-def statistic(request: pytest.FixtureRequest) -> gh.Statistic:
-    return STATISTICS[request.param]()
+@pytest.fixture(params=["all", "second"])
+def statistics(request: pytest.FixtureRequest) -> list[gh.Statistic]:
+    """As many as can be in one watch."""
+    second = request.param == "second"
+    return [make() for name, make in STATISTICS.items() if (name in SECOND) == second]
 
 
 def ids() -> torch.Tensor:
     return torch.arange(3 * POSITIONS).view(3, POSITIONS) % 50
 
 
-def watched(model: nn.Module, statistic: gh.Statistic) -> Any:
-    return gh.watch(model, sites="blocks", statistics=[statistic])
+def watched(model: nn.Module, *statistics: gh.Statistic) -> Any:
+    return gh.watch(model, sites="blocks", statistics=statistics)
 
 
 def belongings(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -66,8 +69,9 @@ def training_step(
     return out.detach(), [p.grad for p in model.parameters()], torch.get_rng_state()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_outputs_gradients_and_random_numbers(statistic: gh.Statistic, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("name", "dtype"), zip(STATISTICS, cycle(DTYPES), strict=False), ids=str)
+def test_outputs_gradients_and_random_numbers(name: str, dtype: torch.dtype) -> None:
+    statistic = STATISTICS[name]()
     model = tiny_gpt2().to(dtype).train()
     out, gradients, random = training_step(model)
     with watched(model, statistic) as watch:
@@ -83,23 +87,23 @@ def test_outputs_gradients_and_random_numbers(statistic: gh.Statistic, dtype: to
     assert torch.equal(random, watched_random)
 
 
-def test_entering_and_leaving_draw_no_random_numbers(statistic: gh.Statistic) -> None:
+def test_entering_and_leaving_draw_no_random_numbers(statistics: list[gh.Statistic]) -> None:
     model = tiny_gpt2()
     before = torch.get_rng_state()
-    with watched(model, statistic) as watch:
+    with watched(model, *statistics) as watch:
         model(input_ids=ids())
     watch.geometry()
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_state_dict_and_parameters(statistic: gh.Statistic) -> None:
+def test_state_dict_and_parameters(statistics: list[gh.Statistic]) -> None:
     model = tiny_gpt2()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     names = [
         name
         for name, _ in (*model.named_parameters(), *model.named_buffers(), *model.named_modules())
     ]
-    with watched(model, statistic):
+    with watched(model, *statistics):
         model(input_ids=ids())
         inside = model.state_dict()
         assert list(inside) == list(before)
@@ -110,10 +114,10 @@ def test_state_dict_and_parameters(statistic: gh.Statistic) -> None:
         ] == names
 
 
-def test_nothing_is_left_behind(statistic: gh.Statistic) -> None:
+def test_nothing_is_left_behind(statistics: list[gh.Statistic]) -> None:
     model = tiny_gpt2()
     before = dict(belongings(model))
-    with watched(model, statistic):
+    with watched(model, *statistics):
         model(input_ids=ids())
     assert dict(belongings(model)).keys() == before.keys()
     changed = [
@@ -124,14 +128,14 @@ def test_nothing_is_left_behind(statistic: gh.Statistic) -> None:
     assert changed == []
 
 
-def test_nothing_is_left_behind_by_a_forward_that_raises(statistic: gh.Statistic) -> None:
+def test_nothing_is_left_behind_by_a_forward_that_raises(statistics: list[gh.Statistic]) -> None:
     model = tiny_gpt2()
     before = dict(belongings(model))
 
     def break_down(*_: Any) -> None:
         raise ZeroDivisionError
 
-    watch = watched(model, statistic)
+    watch = watched(model, *statistics)
 
     def run() -> None:
         with watch:
@@ -152,11 +156,11 @@ def test_nothing_is_left_behind_by_a_forward_that_raises(statistic: gh.Statistic
         assert watch.geometry().sites, "what was counted before is still to be had"
 
 
-def test_hooks_of_others_stay_and_fire(statistic: gh.Statistic) -> None:
+def test_hooks_of_others_stay_and_fire(statistics: list[gh.Statistic]) -> None:
     model = tiny_gpt2()
     fired: list[str] = []
     handles = [model.h[1].register_forward_hook(lambda *_: fired.append("before"))]
-    with watched(model, statistic):
+    with watched(model, *statistics):
         handles.append(model.h[1].register_forward_hook(lambda *_: fired.append("inside")))
         handles.append(model.h[1].register_forward_pre_hook(lambda *_: fired.append("pre")))
         model(input_ids=ids())
@@ -168,10 +172,10 @@ def test_hooks_of_others_stay_and_fire(statistic: gh.Statistic) -> None:
 
 
 @pytest.mark.parametrize("first_out", [0, 1])
-def test_two_watches_at_once(statistic: gh.Statistic, first_out: int) -> None:
+def test_two_watches_at_once(statistics: list[gh.Statistic], first_out: int) -> None:
     """Each removes its own hooks, in whichever order they go, and the other goes on counting."""
     model = tiny_gpt2()
-    watches = [watched(model, statistic) for _ in range(2)]
+    watches = [watched(model, *statistics) for _ in range(2)]
     for watch in watches:
         watch.attach()
     model(input_ids=ids())
@@ -187,9 +191,9 @@ def test_two_watches_at_once(statistic: gh.Statistic, first_out: int) -> None:
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_results_hold_no_graph(statistic: gh.Statistic, mode: Any) -> None:
+def test_results_hold_no_graph(statistics: list[gh.Statistic], mode: Any) -> None:
     model = tiny_gpt2()
-    with mode(), watched(model, statistic) as watch:
+    with mode(), watched(model, *statistics) as watch:
         model(input_ids=ids())
 
     def tensors(state: Any) -> Iterator[torch.Tensor]:

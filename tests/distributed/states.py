@@ -150,7 +150,7 @@ def a_fraction_of_the_forwards_of_each() -> None:
 def contexts_that_several_ranks_share() -> None:
     """A context that goes on on another rank is one context, by its id."""
     for subject in subjects():
-        if "generation" not in subject.case.statistic().laws:
+        if "generation" not in subject.statistics()[0].laws:
             continue  # it takes a context that goes on for another one
         parts = [part for c in subject.contexts[1:] if len(c.positions) > 3 for part in c.split(2)]
         whole = [c for c in subject.contexts[1:] if len(c.positions) <= 3]
@@ -221,7 +221,7 @@ def a_rank_whose_state_is_empty() -> None:
         watch = gh.watch(
             subject.model,
             sites="blocks",
-            statistics=[subject.case.statistic()],
+            statistics=subject.statistics(),
             positions=POSITIONS,
             example=example,
         )
@@ -404,7 +404,7 @@ def sites_that_only_some_ranks_have() -> None:
             gh.watch(
                 subject.model,
                 sites=sites,
-                statistics=[subject.case.statistic()],
+                statistics=subject.statistics(),
                 positions=POSITIONS,
             ) as watch,
         ):

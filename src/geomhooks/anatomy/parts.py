@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 Kind = Literal["attention", "cross_attention", "mlp"]
+Part = TypeVar("Part", bound="Attention | MLP")
 
 
 class Linear(NamedTuple):
@@ -254,7 +255,7 @@ class BlockParts:
         Raises:
             AnatomyError: it has none.
         """
-        return self._only("attention")  # type: ignore[return-value]
+        return self._only("attention", Attention)
 
     @property
     def cross_attention(self) -> Attention:
@@ -263,7 +264,7 @@ class BlockParts:
         Raises:
             AnatomyError: it has none.
         """
-        return self._only("cross_attention")  # type: ignore[return-value]
+        return self._only("cross_attention", Attention)
 
     @property
     def mlp(self) -> MLP:
@@ -272,10 +273,11 @@ class BlockParts:
         Raises:
             AnatomyError: it has none, or none that was described.
         """
-        return self._only("mlp")  # type: ignore[return-value]
+        return self._only("mlp", MLP)
 
-    def _only(self, kind: Kind) -> Attention | MLP:
-        found = [sublayer.part for sublayer in self.sublayers if sublayer.kind == kind]
+    def _only(self, kind: Kind, sort: type[Part]) -> Part:
+        parts = (sublayer.part for sublayer in self.sublayers if sublayer.kind == kind)
+        found = [part for part in parts if isinstance(part, sort)]
         if len(found) != 1:
             kinds = ", ".join(sublayer.kind for sublayer in self.sublayers) or "nothing"
             raise AnatomyError(
