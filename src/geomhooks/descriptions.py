@@ -18,8 +18,11 @@ from geomhooks.statistics.base import Site
 
 __all__ = [
     "check_description",
+    "flag",
+    "items_of",
     "list_of",
     "mapping_of",
+    "number",
     "parse",
     "record",
     "text",
@@ -89,7 +92,8 @@ def text(value: Any, where: str) -> None:
     _need(isinstance(value, str), where, "a text", value)
 
 
-def _flag(value: Any, where: str) -> None:
+def flag(value: Any, where: str) -> None:
+    """True or False."""
     _need(isinstance(value, bool), where, "true or false", value)
 
 
@@ -101,6 +105,11 @@ def whole(least: int) -> Check:
         _need(fits, where, f"a whole number from {least}", value)
 
     return check
+
+
+def number(value: Any, where: str) -> None:
+    """A real number, which may be infinite or none."""
+    _need(is_number(value), where, "a number", value)
 
 
 def _number_or_none(value: Any, where: str) -> None:
@@ -118,6 +127,18 @@ def list_of(each: Check) -> Check:
         _need(isinstance(value, list | tuple), where, "a list", value)
         for item in value:
             each(item, where)
+
+    return check
+
+
+def items_of(*each: Check) -> Check:
+    """A list of so many items, each with a check of its own."""
+
+    def check(value: Any, where: str) -> None:
+        fits = isinstance(value, list | tuple) and len(value) == len(each)
+        _need(fits, where, f"a list of {len(each)}", value)
+        for item, check_item in zip(value, each, strict=True):
+            check_item(item, where)
 
     return check
 
@@ -155,7 +176,7 @@ def record(needed: Mapping[str, Check], optional: Mapping[str, Check] | None = N
 OF_TYPES: dict[str, Check] = {
     "str": text,
     "int": whole(0),
-    "bool": _flag,
+    "bool": flag,
     "float | None": _number_or_none,
     "Mapping[str, int]": mapping_of(whole(0)),
 }

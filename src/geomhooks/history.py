@@ -24,10 +24,9 @@ from geomhooks.files import (
     MAX_BYTES,
     notes_of,
     read_document,
-    thin_tensors,
-    unpack_state,
     write_document,
 )
+from geomhooks.packing import thin_tensors, unpack_state
 from geomhooks.snapshot import Geometry, of_file
 from geomhooks.statistics.base import Statistic
 

@@ -19,8 +19,9 @@ from geomhooks.errors import (
     SiteError,
     WatchError,
 )
-from geomhooks.files import MAX_BYTES, pack_state, read_file, write_file
+from geomhooks.files import MAX_BYTES, read_file, write_file
 from geomhooks.forwards.token_stream import CENSUS
+from geomhooks.packing import pack_state
 from geomhooks.results import Lazy, Result
 from geomhooks.state import SiteState, State
 from geomhooks.statistics.base import Statistic

@@ -124,6 +124,7 @@ def use(geometry: gh.Geometry, path: Path, known: Page | None) -> None:
     saved._state.shards = ["another shard"]
     with suppress(SchemaError):  # of what depends on the order of its tokens
         gh.merge([geometry, saved]).scalars()
+        gh.merge([geometry, saved], unite=True)
     if known is not None:
         with suppress(FigureError):
             check_page(report_page(geometry), known)
