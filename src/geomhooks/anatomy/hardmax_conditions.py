@@ -165,5 +165,5 @@ def spread(values: Tensor, kind: str = ".2g") -> str:
     known: Sequence[float] = values[~values.isnan()].tolist()
     if not known:
         return "nothing"
-    ends = [f"{int(v) if kind == 'd' else v:{kind}}" for v in (min(known), max(known))]
+    ends = [f"{v:{'.0f' if kind == 'd' else kind}}" for v in (min(known), max(known))]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)

@@ -13,7 +13,7 @@ from geomhooks.cli.comparing import SCALARS, Options, compare_geometries
 from geomhooks.cli.comparing_histories import compare_histories
 from geomhooks.cli.comparison_tables import tables, without_nan
 from geomhooks.cli.options import names_in
-from geomhooks.cli.table import print_table
+from geomhooks.cli.table import print_table, printable
 from geomhooks.files import kind_of
 
 __all__ = ["compare_files"]
@@ -107,6 +107,6 @@ def compare_files(
         return
     for shown in tables(report):
         if isinstance(shown, str):
-            typer.echo(shown)
+            typer.echo("\n".join(map(printable, shown.split("\n"))))
         else:
             print_table(shown)

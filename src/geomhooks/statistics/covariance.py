@@ -12,7 +12,7 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.turns import check_fraction
-from geomhooks.checks import check_positive
+from geomhooks.checks import check_needed, check_positive
 from geomhooks.errors import SiteError
 from geomhooks.functional.rank import effective_rank
 from geomhooks.functional.spectrum import (
@@ -78,6 +78,7 @@ class Covariance(SomeForwards):
     ) -> None:
         self.fraction = check_fraction(fraction, "Covariance(fraction")
         check_positive("Covariance", positions=positions)
+        check_needed("Covariance", max_bytes=max_bytes)
         self.max_bytes = max_bytes
         self.positions = positions
         self.laws = LAWS if fraction == 1 else OF_A_SAMPLE
