@@ -12,6 +12,7 @@ import torch
 
 import geomhooks as gh
 from tests.cli.conftest import finish, passage, start
+from tests.files.written import Written
 
 LONG = ("--batch-size", 2, "--max-length", 24, "--contexts", 500)
 
@@ -173,10 +174,21 @@ def test_another_model_and_a_changed_text_are_refused(cli, stopped, gpt2: Path, 
 
 def test_a_damaged_checkpoint_is_refused(cli, stopped):
     path = Path("geometry.safetensors.checkpoint")
-    path.write_bytes(path.read_bytes()[:-100])
-    result = cli(*stopped, "--resume")
-    assert result.code == 7
-    assert "geometry.safetensors.checkpoint" in result.err
+    whole = path.read_bytes()
+    odd = {"truncated": whole[:-100]}
+    for words, keys, value in (
+        ("notes.progress.cursor: a list of 5 is needed, found [0]", ("progress", "cursor"), [0]),
+        ("notes.settings.text: a list is needed, found 5", ("settings", "text"), 5),
+    ):
+        written = Written.of(whole)
+        written.document["notes"][keys[0]][keys[1]] = value
+        odd[words] = written.bytes()
+    for words, data in odd.items():
+        path.write_bytes(data)
+        result = cli(*stopped, "--resume")
+        assert result.code == 7
+        assert "geometry.safetensors.checkpoint" in result.err
+        assert words in result.err
     assert cli(*stopped, "--overwrite").code == 0
     assert not path.exists()
 

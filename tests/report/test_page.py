@@ -19,6 +19,7 @@ from geomhooks.errors import FigureError, MissingExtraError
 from geomhooks.report import report_page, write_report
 from geomhooks.report.summary import find_outstanding
 from tests.cli.conftest import save_tokenizer
+from tests.files.damage import hostile_file
 from tests.report.browser import Browser, browser
 from tests.report.geometries import LENGTH, SCRIPT, everything, history, hostile
 
@@ -123,6 +124,20 @@ def test_hostile_names_in_a_browser(opened: Browser, tmp_path: Path) -> None:
     )
     assert opened.run("return typeof taken") == "undefined"
     assert opened.requests() == [(tmp_path / "hostile.html").as_uri()]
+    assert opened.errors() == []
+
+
+def test_a_hostile_file_in_a_browser(opened: Browser, tmp_path: Path) -> None:
+    file, page = tmp_path / "hostile.safetensors", tmp_path / "hostile.html"
+    file.write_bytes(hostile_file())
+    write_report(gh.load(file), page)
+    opened.errors(), opened.requests()
+    opened.open(page)
+    draw_all(opened, ["variance_shares", "position_singular_values", "component_importance"])
+    assert opened.run("return [...document.querySelectorAll('#layer option')].length") == 4
+    assert opened.run("return document.querySelector('table').textContent.includes('__proto__')")
+    assert opened.run("return typeof taken") == "undefined"
+    assert opened.requests() == [page.as_uri()]
     assert opened.errors() == []
 
 

@@ -13,7 +13,7 @@ import geomhooks as gh
 from geomhooks import measuring
 from geomhooks.cli.comparison_tables import tables, without_nan
 from geomhooks.cli.options import names_in
-from geomhooks.cli.table import print_table
+from geomhooks.cli.table import print_table, printable
 from geomhooks.comparing import Options, compare_geometries, compare_histories
 from geomhooks.files import kind_of
 
@@ -120,7 +120,7 @@ def compare_files(
     else:
         for shown in tables(report):
             if isinstance(shown, str):
-                typer.echo(shown)
+                typer.echo("\n".join(map(printable, shown.split("\n"))))
             else:
                 print_table(shown)
     if out is not None:

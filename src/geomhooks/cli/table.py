@@ -14,7 +14,17 @@ from rich.table import Table
 import geomhooks as gh
 from geomhooks.comparing.options import choose_scalars
 
-__all__ = ["print_table", "table"]
+__all__ = ["print_table", "printable", "table"]
+
+
+def printable(text: str) -> str:
+    r"""A text that a terminal shows and does not obey: what does not print is escaped.
+
+    Example:
+        >>> printable("a\n\x1b[2J")
+        'a\\n\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 MOST = 8  # columns of a statistic that has none of its own
@@ -88,7 +98,7 @@ def table(geometry: gh.Geometry) -> Table:
     for site in geometry.sites:
         values = [scalars.get(f"{site}/{column.scalar}", math.nan) for column in columns]
         shown.add_row(
-            site,
+            printable(site),
             *(
                 "-" if math.isnan(value) else column.show(value)
                 for column, value in zip(columns, values, strict=True)
@@ -122,8 +132,8 @@ def _others(geometry: gh.Geometry, columns: Sequence[_Column]) -> list[_Column]:
 
 
 def print_table(shown: gh.Geometry | Table) -> None:
-    """Print to stdout, whole where that is no terminal."""
-    console = Console()
+    """Print to stdout, whole where that is no terminal; names are no markup."""
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(width=200)  # whoever reads a pipe wants whole names
+        console = Console(markup=False, emoji=False, width=200)  # a pipe wants whole names
     console.print(table(shown) if isinstance(shown, gh.Geometry) else shown)

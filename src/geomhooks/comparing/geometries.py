@@ -108,7 +108,7 @@ def match_sites(
         places = {" | ".join(names): names for names in zip(first, *rest, strict=True)}
     else:
         numbers = ", ".join(
-            f"{len(geometry.sites)} ({geometry.sites[0]}, ...) in {file}"
+            f"{len(geometry.sites)} ({', '.join(geometry.sites[:1])}, ...) in {file}"
             for file, geometry in zip(files, geometries, strict=True)
         )
         raise SiteError(

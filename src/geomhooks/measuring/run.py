@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 import geomhooks as gh
-from geomhooks.errors import GeomhooksError
+from geomhooks.descriptions import flag, items_of, number, record, whole
+from geomhooks.errors import GeomhooksError, SchemaError
 from geomhooks.measuring.batches import Batch, Cursor, batches
 from geomhooks.measuring.errors import (
     ModelError,
     OutOfMemoryError,
+    ResumeError,
     TextError,
 )
 from geomhooks.measuring.labels import TOKENS, Labels, labels_in
@@ -52,6 +54,16 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     finished: bool = False
+
+
+PROGRESS = record(
+    {
+        "cursor": items_of(*[whole(0)] * len(Cursor._fields)),
+        **dict.fromkeys(("done", "seconds"), number),
+        **dict.fromkeys(("total", "contexts", "tokens"), whole(0)),
+        "finished": flag,
+    }
+)
 
 
 class Stopped(Exception):
@@ -121,13 +133,17 @@ class Run:
         """Go on from the checkpoint; False where there is none.
 
         Raises:
-            ResumeError: it belongs to a run with other settings.
+            ResumeError: it belongs to a run with other settings, or does not say how far it was.
         """
         if self.checkpoint is None or not self.checkpoint.exists():
             return False
         geometry = gh.load(self.checkpoint)
         check_same(self.checkpoint, geometry.notes, self.settings)
-        saved = geometry.notes["progress"]
+        saved: Any = geometry.notes.get("progress")
+        try:
+            PROGRESS(saved, "notes.progress")
+        except SchemaError as error:
+            raise ResumeError(f"{self.checkpoint}: {error}") from error
         self.watch.load_state_dict(geometry.state_dict())
         self.progress = Progress(**{**saved, "cursor": Cursor(*saved["cursor"])})
         self.labels.take([labels_in(geometry.notes)])

@@ -139,7 +139,7 @@ def _title(geometry: Geometry) -> str:
     told = settings.get("model") if isinstance(settings, Mapping) else None
     named = Path(str(told or name)).name
     number, _, unit = size.partition(" ")
-    if unit != "parameters)" or not number.isdecimal():
+    if unit != "parameters)" or not number.isdecimal() or len(number) > 20:
         return geometry.measured_on
     return f"{kind} {named} ({int(number):,} {unit}"
 
