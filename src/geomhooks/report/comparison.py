@@ -53,7 +53,7 @@ def write_comparison(
         >>> runs = []
         >>> for _ in range(2):
         ...     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
-        ...     with torch.no_grad(), gh.watch(model, statistics=[gh.Sphere()]) as watch:
+        ...     with torch.no_grad(), gh.watch(model, "0", statistics=[gh.Sphere()]) as watch:
         ...         _ = model(torch.randn(5, 6, 4))
         ...     runs.append(watch.geometry())
         >>> found = compare_geometries(["a", "b"], runs, Options())
