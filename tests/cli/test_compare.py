@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 import geomhooks as gh
+from geomhooks.comparing.options import choose_scalars
 from geomhooks.functional import compare
 from tests.cli.test_errors import fails
+from tests.report.geometries import everything
 
 WIDTH, LENGTH, CONTEXTS = 12, 9, 30
 SITE = "1"
@@ -331,3 +333,13 @@ def test_what_is_refused(cli: Any, files: list[str], monkeypatch: pytest.MonkeyP
     fails(cli("compare", files[0], "named.safetensors"), 2, *parts)
     monkeypatch.setitem(sys.modules, "scipy", None)
     fails(cli("compare", *two), 1, "pip install 'geomhooks[compare]'")
+
+
+def test_what_is_compared_by_default() -> None:
+    """Main scalars, once: those without position 0 are left to whoever names them."""
+    found = choose_scalars(everything().scalars())
+    assert not [name for name in found if "without_first" in name]
+    site = everything().sites[-1]
+    for name in ("pos_ctx/shares/pos", "updates/mlp/step_angle/mean", "next_word/pull/mean"):
+        assert f"{site}/{name}" in found
+    assert f"{site}/components/importance/attention/mean" in found

@@ -18,7 +18,9 @@ SCALARS = (
     "*/sphere/anisotropy",
     "*/covariance/effective_rank",
     "*/group_means/between_share",
-    "*/updates/*/step_angle/mean",
+    "*/updates/attention/step_angle/mean",
+    "*/updates/cross_attention/step_angle/mean",
+    "*/updates/mlp/step_angle/mean",
     "*/next_word/pull/mean",
     "*/components/importance/*/mean",
     "*/feed_forward_fit/r_squared",
@@ -66,7 +68,6 @@ def choose_scalars(names: Iterable[str]) -> list[str]:
     """
     numbers = dict.fromkeys(names, 0.0)
     chosen = list(select_scalars(numbers, SCALARS))
-    chosen = [name for name in chosen if "/without_first/" not in name]
     if chosen:
         return chosen
     left_out = select_scalars(numbers, LEFT_OUT)

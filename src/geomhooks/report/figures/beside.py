@@ -52,6 +52,8 @@ def side_by_side(panels: Mapping[str, go.Figure]) -> go.Figure:
     width = (1 - GAP * (number - 1)) / number
     height = int(first.layout.height or 450)
     layout: dict[str, Any] = {"template": template(), "height": height}
+    if number > 2:  # names of panels need the room
+        layout["showlegend"] = False
     narrow: dict[str, Any] = {"height": 120 + round(0.75 * (height - 80)) * number}
     keys = [step.value for step in first.layout.sliders[0].steps]
     traces: dict[str, list[Any]] = {key: [] for key in keys}
