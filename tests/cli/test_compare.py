@@ -280,6 +280,24 @@ def test_models_of_other_names_on_one_text(cli: Any, bert: Path, gpt2: Path, tex
     assert "have another number of tokens in the other file" in shown.out
 
 
+def test_a_page_and_other_numbers(cli: Any, files: list[str], histories: list[str]) -> None:
+    """With JSON on stdout, the page's line is on stderr."""
+    result = cli("compare", *files[:2], "--json", "-o", "page.html", "--permutations", 0)
+    assert result.code == 0
+    assert json.loads(result.out)["files"] == files[:2]
+    assert result.err.startswith("wrote page.html (")
+    drawn = Path("page.html").read_text()
+    assert 'data-name="spirals"' in drawn
+    assert "a2 less a1" in drawn
+    result = cli("compare", *histories, "-o", "trainings.html", "--groups", "a,a,b,b")
+    assert result.code == 0, result.err
+    drawn = Path("trainings.html").read_text()
+    assert 'data-name="training_pos_ctx_shares_pos"' in drawn
+    assert "Runs of one condition" not in drawn, "that is said of geometries"
+    assert 'data-name="tests"' in drawn
+    fails(cli("compare", *files[:2], "-o", "none/x.html"), 5, "no folder none")
+
+
 def test_what_is_refused(cli: Any, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     history(1, range(5), 0.1).save("h1.safetensors")
     history(1, range(3, 8), 0.1).save("h2.safetensors")

@@ -23,6 +23,7 @@ from geomhooks.cli.factors_command import show_factors
 from geomhooks.cli.failures import EXIT_CODES, guarded
 from geomhooks.cli.leader_words import leader_words
 from geomhooks.cli.options import names_in
+from geomhooks.cli.pages import choose_page, write_beside
 from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar, steps_bar
 from geomhooks.cli.report_command import report_file
 from geomhooks.cli.table import print_table
@@ -33,6 +34,14 @@ __all__ = ["app", "run"]
 
 STATISTICS = "pos_ctx,sphere"
 ENDINGS = "Exit codes: " + "; ".join(f"{code} {what}" for what, (code, _) in EXIT_CODES.items())
+
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Page of figures to write. [default: beside the output, as .html]"
+    ),
+]
+NoReportOption = Annotated[bool, typer.Option("--no-report", help="Write no page of figures.")]
 
 app = typer.Typer(
     name="geomhooks",
@@ -78,6 +87,8 @@ def demo(
         "geomhooks-demo.safetensors"
     ),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto picks.")] = "auto",
+    report: ReportOption = None,
+    no_report: NoReportOption = False,
 ) -> None:
     """Measure a small real model (MiniLM) on Python's own documentation, in a minute or two.
 
@@ -86,6 +97,7 @@ def demo(
     if context.invoked_subcommand is not None:
         return
     measuring.check_writable(out)
+    page = choose_page(out, report, none=no_report)
     folder = demonstration.minilm()
     text = demonstration.documentation()
     reader = _load(str(folder), length=128, device=device)
@@ -99,7 +111,8 @@ def demo(
         contexts=4096,
         dtype="auto",
     )
-    geometry = _read(measuring.Run(reader, [text], settings), out)
+    run = measuring.Run(reader, [text], settings)
+    geometry = _read(run, out)
     typer.echo(
         "Shares of the variance of the hidden states: pos belongs to the position, ctx\n"
         "to the text, resid to neither. Noise is what a sample of this size adds to a\n"
@@ -108,12 +121,11 @@ def demo(
         "cosine between two hidden states.\n"
         "\nNext, your own model and text:\n"
         "  geomhooks measure MODEL --text FILE\n"
-        "this geometry as a page of figures:\n"
-        f"  geomhooks report {out} -o report.html\n"
-        "or in Python:\n"
+        "or this geometry in Python:\n"
         f'  import geomhooks as gh; geometry = gh.load("{out}")\n'
-        f'  geometry["{geometry.sites[-1]}"].pos_ctx.pos   # (T, d)'
+        f'  geometry["{geometry.sites[-1]}"].pos_ctx.pos   # (T, d)\n'
     )
+    _write_page(run, geometry, page)
 
 
 @demos.command()
@@ -123,12 +135,15 @@ def train(
     ),
     steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = training.STEPS,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    report: ReportOption = None,
+    no_report: NoReportOption = False,
 ) -> None:
     """Train a small language model on Python's documentation; see its geometry move."""
     measuring.check_writable(out)
+    page = choose_page(out, report, none=no_report)
     _quieten_libraries()
-    with Interrupts() as interrupts, steps_bar(steps) as report:
-        history = training.train(steps, device, report, stop=lambda: bool(interrupts.signal))
+    with Interrupts() as interrupts, steps_bar(steps) as progress:
+        history = training.train(steps, device, progress, stop=lambda: bool(interrupts.signal))
     try:
         history.save(out)
     except OSError as error:
@@ -147,8 +162,9 @@ def train(
         f'  import geomhooks as gh; history = gh.History.load("{out}")\n'
         f'  steps, values = history.curve("{last}/pos_ctx/shares/pos")\n'
         f'  history[{history.steps[-1]}]["{last}"].pos_ctx.pos   # (T, d)\n'
-        "examples/train_gpt2.py is the loop to copy."
+        "examples/train_gpt2.py is the loop to copy.\n"
     )
+    write_beside(history, page)
 
 
 @app.command()
@@ -204,8 +220,16 @@ def measure(
     checkpoint_every: Annotated[
         float, typer.Option(min=0, help="Seconds between checkpoints, kept beside the output.")
     ] = 60.0,
+    report: ReportOption = None,
+    no_report: NoReportOption = False,
+    no_labels: Annotated[
+        bool,
+        typer.Option(
+            "--no-labels", help="Keep no texts: neither file nor page says how contexts begin."
+        ),
+    ] = False,
 ) -> None:
-    """Measure MODEL while it reads text files of any size, as a stream.
+    """Measure MODEL while it reads text files of any size, as a stream; write a page of figures.
 
     Interrupted with Ctrl-C, or killed, it goes on with --resume from its last checkpoint and ends
     with the same numbers. Each piece of a document that is longer than --max-length is a context
@@ -216,10 +240,12 @@ def measure(
     """
     ranks = measuring.Ranks.started()
     readers: list[measuring.Reader] = []
+    pages: list[Path | None] = []
 
     def prepare() -> measuring.Run | gh.Geometry:
         """The run that is to be done, or the geometry that is there already."""
         measuring.check_writable(out)
+        pages.append(choose_page(out, report, none=no_report))
         checkpoint = measuring.checkpoint_of(out, ranks)
         _check_earlier_runs(out, ranks, resume=resume, overwrite=overwrite)
         factors = None if dictionary is None else load_dictionary(dictionary)
@@ -251,7 +277,14 @@ def measure(
             measuring.check_same(out, geometry.notes, settings)
             return geometry
         run = measuring.Run(
-            reader, sources, settings, checkpoint, checkpoint_every, ranks, _coder(factors)
+            reader,
+            sources,
+            settings,
+            checkpoint,
+            checkpoint_every,
+            ranks,
+            _coder(factors),
+            labels=not no_labels,
         )
         if resume:
             run.resume()
@@ -267,11 +300,14 @@ def measure(
         if isinstance(whole, gh.Geometry):
             Console(stderr=True).print(f"{out} is finished already", highlight=False)
             _print(whole, readers[0])
+            write_beside(whole, pages[0], words=readers[0].word)
         elif not finished:
             tokens = sum(ranks.gather(whole.progress.tokens))
             if tokens and ranks.rank == 0:
                 typer.echo(f"going on after {tokens:,} tokens", err=True)
-            _read(whole, out)
+            geometry = _read(whole, out)
+            if ranks.rank == 0:
+                _write_page(whole, geometry, pages[0])
 
 
 @app.command()
@@ -339,6 +375,7 @@ def _read(whole: measuring.Run, out: Path) -> gh.Geometry:
 
     def write() -> None:
         if ranks.rank == 0:
+            geometry.notes = whole.notes
             measuring.save(geometry, out, whole.notes)
 
     ranks.together(write)
@@ -356,6 +393,12 @@ def _read(whole: measuring.Run, out: Path) -> gh.Geometry:
         f" wrote {out} ({out.stat().st_size / 1e6:.1f} MB)\n"
     )
     return geometry
+
+
+def _write_page(run: measuring.Run, geometry: gh.Geometry, page: Path | None) -> None:
+    """The page of a run that is done, whose model and tokenizer are at hand."""
+    prompt = run.prompt if run.labels.capacity else None
+    write_beside(geometry, page, words=run.reader.word, model=run.reader.model, prompt=prompt)
 
 
 def _print(geometry: gh.Geometry, reader: measuring.Reader) -> None:

@@ -54,8 +54,8 @@ def _of_geometries(report: Numbers) -> Iterator[Table | str]:
             yield from _reasons(sites)
         elif not names:
             yield (
-                "nothing that is compared by default is in both; name what to compare, such as "
-                "--scalars '*/mean'"
+                "the files have no number in common; geometries are compared by what the same "
+                "statistics measured"
             )
     if "tests" in report:
         rows = [

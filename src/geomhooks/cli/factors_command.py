@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -127,7 +128,7 @@ def _list(
                 str(factor),
                 str(wanted),
                 f"{float(measured.levels.depth[factor]):.2f}" if wanted != "none" else "-",
-                Text(printable(site)) if wanted != "none" else "-",
+                Text(printable(site)) if float(largest[factor]) > 0 else "-",
                 f"{float(largest[factor]):.3g}",
                 _entropy(ids),
                 _frequent(ids, decode),
@@ -236,7 +237,4 @@ def _decoder(
     except measuring.ModelError as error:
         raise measuring.ModelError(f"{error}. Name one by --tokenizer") from error
 
-    def decode(ids: list[int]) -> str:
-        return str(found.decode(ids, clean_up_tokenization_spaces=False))
-
-    return decode
+    return partial(measuring.text_of, found)

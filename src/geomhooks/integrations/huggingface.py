@@ -1,5 +1,7 @@
 """``GeometryCallback`` for the Trainer of Hugging Face transformers.
 
+It is given to the Trainer::
+
     trainer = Trainer(model, args, train_dataset=data, callbacks=[GeometryCallback()])
     trainer.train()
 

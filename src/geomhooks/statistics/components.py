@@ -51,7 +51,7 @@ class Components(Statistic):
     ``source``; ``correction``; see :class:`geomhooks.anatomy.Origins`. It needs the weights of
     attention, which are computed again, (B, H, T, T) in each block; the first method needs none.
 
-    Of each term z it keeps the indicators of :func:`geomhooks.functional.components.indicators`:
+    Of each term z it keeps the indicators of :func:`geomhooks.functional.indicators`:
     ``importance`` <e, z> / |e|^2, which sums to one over the terms, ``cosine``, ``l2`` |z - e| and
     ``norm_ratio`` |z| / |e|.
 

@@ -1,7 +1,7 @@
 """The two-way least-squares fit h[c, t] = a_t + ctx_c over any set of observed cells.
 
 Pure functions of finished sums. Notation: W[c, t] counts the tokens of context c at position t,
-n_c and n_t are its sums, S_c and S_t the sums of h over a context and over a position,
+n_c and n_t are its sums, S_c and S_t the sums of h over a context and over a position::
 
     G = sum_c W_c W_c^T / n_c  (T, T),   R = sum_c W_c S_c^T / n_c  (T, d),
     M = diag(n_t) - G,                   Z = S_t - R.
