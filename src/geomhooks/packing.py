@@ -81,7 +81,6 @@ def unpack_state(
         held = {
             name: thicken(f"{path}/{name}", tensors, field)
             for name, field in accumulator.fields.items()
-            if f"{path}/{name}" in tensors
         }
         accumulator.adopt(held, path)
     return state

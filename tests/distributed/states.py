@@ -14,8 +14,8 @@ import torch.distributed as dist
 import geomhooks as gh
 from geomhooks.accumulators.turns import is_chosen
 from geomhooks.errors import GeomhooksError, HookError, SchemaError, WatchError
-from tests.conformance.cases import CASES, Extent, LargestEntry
-from tests.conformance.harness import POSITIONS, WIDTH, Context, Subject, plant
+from tests.conformance.cases import CASES, TOGETHER, Extent, LargestEntry
+from tests.conformance.harness import POSITIONS, WIDTH, Context, Subject, Together, plant
 from tests.models import Stack
 from tests.reference import disagreement, pos_ctx, relative_to
 
@@ -40,6 +40,19 @@ def subjects(**options: Any) -> list[Subject]:
     """The case of each statistic, all on the same contexts."""
     contexts = plant(**{"seed": 1, "number": 11, **options})
     return [Subject(case, torch.float32, contexts) for case in CASES.values()]
+
+
+def together(dtype: torch.dtype = torch.float32, **options: Any) -> list[Subject]:
+    """The same cases in as few watches as can be."""
+    contexts = plant(**{"seed": 1, "number": 11, **options})
+    return [Subject(case, dtype, contexts) for case in TOGETHER.values()]
+
+
+def check(subject: Subject, geometry: gh.Geometry) -> None:
+    """All ranks have the same to the last bit, and one sees that it is right."""
+    assert len(set(everywhere(fingerprint(geometry)))) == 1
+    if rank() == 0:
+        subject.check(geometry)
 
 
 def read(subject: Subject, contexts: Sequence[Context], watch: Any) -> None:
@@ -107,25 +120,24 @@ def close(one: gh.Geometry, other: gh.Geometry, rtol: float = 1e-6) -> None:
 
 def the_law_of_ranks() -> None:
     """All ranks == one process, for every statistic, whatever contexts look like."""
-    for options in ({}, {"anywhere": False}, {"ragged": False}, {"holes": True, "seed": 2}):
-        for subject in subjects(**options):
-            geometry = watched(subject, mine(subject.contexts)).geometry(sync=True)
-            subject.check(geometry)
-            assert len(set(everywhere(fingerprint(geometry)))) == 1
+    others: list[dict[str, Any]] = [
+        {"anywhere": False}, {"ragged": False}, {"holes": True, "seed": 2}
+    ]  # fmt: skip
+    for subject in [*subjects(), *(one for options in others for one in together(**options))]:
+        check(subject, watched(subject, mine(subject.contexts)).geometry(sync=True))
 
 
 def the_law_of_ranks_in_halves() -> None:
     for dtype in (torch.bfloat16, torch.float16):
-        for case in CASES.values():
-            subject = Subject(case, dtype, plant(seed=3))
-            subject.check(watched(subject, mine(subject.contexts)).geometry(sync=True))
+        for subject in together(dtype, seed=3, number=9):
+            check(subject, watched(subject, mine(subject.contexts)).geometry(sync=True))
 
 
 def packed_rows() -> None:
-    for subject in subjects():
+    for subject in together():
         with subject.watch() as watch:
             subject.feed(watch, subject.render(mine(subject.contexts)))
-        subject.check(watch.geometry(sync=True))
+        check(subject, watch.geometry(sync=True))
 
 
 def a_fraction_of_the_forwards_of_each() -> None:
@@ -142,26 +154,26 @@ def a_fraction_of_the_forwards_of_each() -> None:
         if is_chosen(number, 0.4)
     ]
     subject.contexts = chosen
-    subject.check(geometry)
+    check(subject, geometry)
     assert int(geometry[geometry.sites[0]].covariance.forwards) == len(chosen)
-    assert len(set(everywhere(fingerprint(geometry)))) == 1
 
 
 def contexts_that_several_ranks_share() -> None:
     """A context that goes on on another rank is one context, by its id."""
-    for subject in subjects():
-        if "generation" not in subject.statistics()[0].laws:
-            continue  # it takes a context that goes on for another one
+    for subject in together():
+        # Others take a context that goes on for another one.
+        cases = [case for case in subject.case.cases if "generation" in case.statistic().laws]
+        subject.case = Together(tuple(cases))
         parts = [part for c in subject.contexts[1:] if len(c.positions) > 3 for part in c.split(2)]
         whole = [c for c in subject.contexts[1:] if len(c.positions) <= 3]
         chosen = [subject.contexts[0], *parts, *whole]
         watch = watched(subject, mine(chosen))
-        subject.check(watch.geometry(sync=True))
+        check(subject, watch.geometry(sync=True))
 
 
 def the_local_state_stays() -> None:
     """Counting goes on after a reduction, and another one counts everything once."""
-    for subject in subjects():
+    for subject in together():
         half = len(mine(subject.contexts)) // 2
         with subject.watch() as watch:
             read(subject, mine(subject.contexts)[:half], watch)
@@ -173,7 +185,7 @@ def the_local_state_stays() -> None:
             assert all(np.array_equal(t, after[n], equal_nan=True) for n, t in before.items())
             read(subject, mine(subject.contexts)[half:], watch)
         for _ in range(2):
-            subject.check(watch.geometry(sync=True))
+            check(subject, watch.geometry(sync=True))
 
 
 def saved_on_every_rank_and_merged() -> None:
@@ -198,25 +210,25 @@ def saved_on_every_rank_and_merged() -> None:
 
 def uneven_steps() -> None:
     """The last rank reads nearly everything."""
-    for subject in subjects():
+    for subject in together():
         shares = [[c] for c in subject.contexts[: size() - 1]] + [subject.contexts[size() - 1 :]]
-        subject.check(watched(subject, shares[rank()]).geometry(sync=True))
+        check(subject, watched(subject, shares[rank()]).geometry(sync=True))
 
 
 def a_rank_without_data() -> None:
     """Any one rank, whose state was not even allocated; or all but one."""
-    for subject in subjects():
+    for subject in together():
         for idle in (0, size() - 1):
             busy = [r for r in range(size()) if r != idle]
             share = subject.contexts[busy.index(rank()) :: len(busy)] if rank() != idle else []
-            subject.check(watched(subject, share).geometry(sync=True))
+            check(subject, watched(subject, share).geometry(sync=True))
         share = subject.contexts if rank() == size() - 1 else []
-        subject.check(watched(subject, share).geometry(sync=True))
+        check(subject, watched(subject, share).geometry(sync=True))
 
 
 def a_rank_whose_state_is_empty() -> None:
     """It was allocated by an example, and has seen nothing since."""
-    for subject in subjects():
+    for subject in together():
         example = subject.render(subject.contexts[0]).arguments()
         watch = gh.watch(
             subject.model,
@@ -228,7 +240,7 @@ def a_rank_whose_state_is_empty() -> None:
         if rank():
             with watch:
                 read(subject, subject.contexts[rank() - 1 :: size() - 1], watch)
-        subject.check(watch.geometry(sync=True))
+        check(subject, watch.geometry(sync=True))
 
 
 def nothing_anywhere() -> None:
@@ -289,7 +301,7 @@ def far_from_zero() -> None:
     ]
     subject = Subject(CASES["pos_ctx"], torch.float64, contexts)
     geometry = watched(subject, mine(contexts)).geometry(sync=True)
-    subject.check(geometry)
+    check(subject, geometry)
     seen = next(iter(geometry))
     expected = pos_ctx(dense_inputs(contexts))
     for name in ("pos", "mean"):
@@ -500,7 +512,7 @@ def what_differs_is_told_everywhere() -> None:
             chosen(torch.randn(2, 3, WIDTH + 2 if odd and model.__class__ is Stack else WIDTH))
         assert part in same_error(lambda watch=watch: watch.geometry(sync=True), SchemaError)
     # And after all these errors the ranks still reach each other.
-    subject.check(watched(subject, mine(subject.contexts)).geometry(sync=True))
+    check(subject, watched(subject, mine(subject.contexts)).geometry(sync=True))
 
 
 class Swapped(torch.nn.Module):
@@ -529,7 +541,7 @@ def one_shard_on_two_ranks() -> None:
 
 def loaded_and_going_on() -> None:
     """Each rank goes on from its own state; what was not allocated yet is counted as well."""
-    for subject in subjects():
+    for subject in together():
         share = mine(subject.contexts)
         state = watched(subject, share[:1]).state_dict()
         watch = subject.new_watch()
@@ -541,7 +553,7 @@ def loaded_and_going_on() -> None:
             other = watched(subject, share)
             watch = subject.new_watch()
             watch.load_state_dict(other.state_dict())
-        subject.check(watch.geometry(sync=True))
+        check(subject, watch.geometry(sync=True))
 
 
 class Breaking(gh.Sum):
@@ -576,7 +588,7 @@ def a_failure_on_one_rank() -> None:
         read(subject, subject.contexts[:2], w)
     message = same_error(lambda: w.geometry(sync=True), WatchError)
     assert message == "rank 0 failed: ZeroDivisionError: broken on purpose"
-    subject.check(watch.geometry(sync=True))
+    check(subject, watch.geometry(sync=True))
 
 
 class Sometimes(Stack):
@@ -641,7 +653,7 @@ def the_numbers_of_a_geometry() -> None:
         watch.load_state_dict(first.state_dict())
     with watch:
         read(subject, mine(subject.contexts[6:]), watch)
-    subject.check(watch.geometry(sync=True))
+    check(subject, watch.geometry(sync=True))
 
 
 CHECKS = [

@@ -76,7 +76,7 @@ def counted() -> Iterator[None]:
     assert LONG or grown < MOST
 
 
-@fuzzed(200)
+@fuzzed(150)
 @given(st.data())
 def test_any_file(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from((*MADE, "dictionary")))
@@ -87,7 +87,7 @@ def test_any_file(data: st.DataObject) -> None:
     SEEN[f"{name} {'used' if fine else 'refused'}"] += 1
 
 
-@fuzzed(60)
+@fuzzed(40)
 @given(st.data())
 def test_any_file_on_the_command_line(
     capsys: pytest.CaptureFixture[str], data: st.DataObject

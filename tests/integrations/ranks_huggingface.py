@@ -1,4 +1,4 @@
-"""Run by torchrun: the Trainer of transformers under DDP, with the callback on every rank."""
+"""Checks that torchrun runs: transformers' Trainer under DDP, the callback on every rank."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import geomhooks as gh
-from geomhooks.integrations import ranks
 from geomhooks.integrations.huggingface import GeometryCallback
-from tests.distributed.program import main
 from tests.integrations.ranks_together import (
     STATISTICS,
     Beside,
@@ -163,7 +161,3 @@ CHECKS = [
     a_rank_that_logs_alone_keeps_none_waiting,
     a_history_that_is_there_ends_all_ranks,
 ]
-
-if __name__ == "__main__":
-    ranks.SECONDS = 60.0  # a rank that does not come is known sooner
-    main(CHECKS)

@@ -1,4 +1,4 @@
-"""Run by torchrun: Lightning's Trainer with strategy="ddp", with the callback on every rank."""
+"""Checks that torchrun runs: Lightning's Trainer with "ddp", the callback on every rank."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
 import geomhooks as gh
-from geomhooks.integrations import ranks
 from geomhooks.integrations.lightning import GeometryCallback
-from tests.distributed.program import main
 from tests.integrations.ranks_together import (
     STATISTICS,
     Beside,
@@ -116,9 +114,9 @@ def everything(**options: Any) -> GeometryCallback:
     return GeometryCallback(statistics=STATISTICS, scalars="*", **options)
 
 
-def logs_the_numbers_of_all_ranks() -> None:
+def a_fit_logs_the_numbers_of_all_ranks() -> None:
     """Of training and validation: on the logger of rank 0, in its history, and in all metrics."""
-    here = Path("whole")
+    here = Path("fitted")
     here.mkdir(exist_ok=True)
     module = Module()
     beside = [Beside(module, module.model, when, here) for when in ("train", "eval")]
@@ -149,20 +147,20 @@ def logs_the_numbers_of_all_ranks() -> None:
                 assert_equal_numbers(row, dict(kept.scalars(step)), step)
 
 
-def a_run_goes_on_from_the_first_ranks_state() -> None:
+def a_fit_goes_on_from_the_first_ranks_state() -> None:
     """Step 3, of which rank 0 has the checkpoint, and step 4 of both: three times 4 sentences."""
     if dist.get_rank() == 0:
-        state = torch.load("whole/step=3.ckpt", weights_only=False)
+        state = torch.load("fitted/step=3.ckpt", weights_only=False)
         assert state["callbacks"]["GeometryCallback"]["train"] is not None
     callback = everything(when="train")
     trainer = new_trainer([callback])
-    trainer.fit(Module(), *data(), ckpt_path="whole/step=3.ckpt", weights_only=False)
+    trainer.fit(Module(), *data(), ckpt_path="fitted/step=3.ckpt", weights_only=False)
     name = f"train_geometry/{BLOCK}/pos_ctx/contexts"
     found = trainer.callback_metrics.get(name)
     assert found == 12, [n for n in trainer.callback_metrics if BLOCK in n and "pos_ctx" in n]
 
 
-def a_history_that_is_there_ends_all_ranks() -> None:
+def a_history_that_is_there_ends_the_fit_of_all_ranks() -> None:
     path = Path("there.safetensors")
     if dist.get_rank() == 0:
         path.write_bytes(b"another run's")
@@ -173,11 +171,7 @@ def a_history_that_is_there_ends_all_ranks() -> None:
 
 
 CHECKS = [
-    logs_the_numbers_of_all_ranks,
-    a_run_goes_on_from_the_first_ranks_state,
-    a_history_that_is_there_ends_all_ranks,
+    a_fit_logs_the_numbers_of_all_ranks,
+    a_fit_goes_on_from_the_first_ranks_state,
+    a_history_that_is_there_ends_the_fit_of_all_ranks,
 ]
-
-if __name__ == "__main__":
-    ranks.SECONDS = 60.0  # a rank that does not come is known sooner
-    main(CHECKS)

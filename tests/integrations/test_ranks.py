@@ -13,10 +13,10 @@ needs("transformers", "trainer")
 needs("accelerate", "trainer")
 needs("lightning", "lightning")
 
-from tests.integrations import ranks_huggingface, ranks_lightning, ranks_monitor
+from tests.integrations import ranks_monitor, ranks_trainers
 
 SECONDS = 240.0
-PROGRAMS = [(4, ranks_monitor), (2, ranks_huggingface), (2, ranks_lightning)]
+PROGRAMS = [(4, ranks_monitor), (2, ranks_trainers)]
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import numba
 import torch
 
-__all__ = ["compiled", "for_types"]
+__all__ = ["compiled", "for_types", "with_loop"]
 
 Function = Callable[..., Any]
 
@@ -55,3 +56,17 @@ def for_types(signature: str) -> Callable[[Function], Callable[[torch.dtype], Fu
         return ask
 
     return compile_it
+
+
+def with_loop(function: Function, loop: Function) -> Function:
+    """A function that is not compiled yet, whose global name ``loop`` is this compiled one.
+
+    Numba looks on disk for what a function has closed over, too, and a compiled function is
+    another thing there in every process: it would never be found. Globals are not looked at, so
+    the function has to have closed over something else that is different for another loop.
+    """
+    names = {**function.__globals__, "loop": loop}
+    closed = function.__closure__
+    found = FunctionType(function.__code__, names, function.__name__, None, closed)
+    found.__qualname__ = function.__qualname__
+    return found

@@ -12,7 +12,7 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from geomhooks.native.compiling import for_types
+from geomhooks.native.compiling import for_types, with_loop
 from geomhooks.native.entries import BITS
 from geomhooks.native.site import address_of, call
 from geomhooks.native.sums import of_move, of_state, put_move
@@ -38,12 +38,13 @@ def move(h, y, begin, end, found):
 
 
 WORK, BATCH, LENGTH, WIDTH, H, Y, FOUND, WORKERS, TOLD = range(9)
+loop: Any = None  # whichever `with_loop` puts here
 
 
 @cache
 def work(dtype: torch.dtype) -> Any:
     """:func:`move` of a part of the columns."""
-    loop, kind = move(dtype), BITS[dtype]
+    kind = BITS[dtype]
 
     def share(data):  # type: ignore[no-untyped-def]
         n = carray(data, (TOLD,), np.int64)
@@ -57,7 +58,7 @@ def work(dtype: torch.dtype) -> Any:
                 carray(address(n[FOUND]), (8, batch, length), np.float64),
             )
 
-    return numba.cfunc("void(voidptr)", cache=True)(share)
+    return numba.cfunc("void(voidptr)", cache=True)(with_loop(share, move(dtype)))
 
 
 @cache

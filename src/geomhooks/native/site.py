@@ -19,6 +19,7 @@ import torch
 from numba import carray
 
 from geomhooks.native.adds import count_tokens, follow
+from geomhooks.native.compiling import with_loop
 from geomhooks.native.entries import BITS, WIDE
 from geomhooks.native.sums import AROUND, sums
 from geomhooks.native.threads import address, run_on_threads, team_size, thread_number
@@ -48,6 +49,8 @@ CALL = 19
 CALLED = struct.Struct("7q")
 (OF_TOKENS, WORKERS, H, Y, KNOWN, NUMBERS, CONTEXTS, SITE) = range(CALL, CALL + 8)
 
+loop: Any = None  # whichever `with_loop` puts here
+
 
 @cache
 def work(dtype: torch.dtype) -> Any:
@@ -55,7 +58,7 @@ def work(dtype: torch.dtype) -> Any:
 
     The sums of contexts and directions are each thread's own, and begin at zero.
     """
-    loop, kind, wide = sums(dtype), BITS[dtype], WIDE[dtype]
+    kind, wide = BITS[dtype], WIDE[dtype]
     limit = float(np.finfo(wide).max)
 
     def share(data):  # type: ignore[no-untyped-def]
@@ -103,7 +106,7 @@ def work(dtype: torch.dtype) -> Any:
                 tallies,
             )
 
-    return numba.cfunc("void(voidptr)", cache=True)(share)
+    return numba.cfunc("void(voidptr)", cache=True)(with_loop(share, sums(dtype)))
 
 
 @cache

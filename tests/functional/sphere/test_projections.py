@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,6 +219,29 @@ def test_what_umap_refuses() -> None:
         umap_projection(points)
     with pytest.raises(ValueError, match=r"points: shape \(..., 10\) is needed, found \(3,\)"):
         umap_projection(two_groups()[0], neighbours=10).transform(torch.ones(3))
+
+
+class Greedy:
+    """Takes more threads, as numba does where it starts its own."""
+
+    def __init__(self, **_: object) -> None: ...
+
+    def fit_transform(self, rows: np.ndarray) -> np.ndarray:
+        self._raw_data = rows
+        return self.transform(rows)
+
+    def transform(self, rows: np.ndarray) -> np.ndarray:
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return rows[:, :2]
+
+
+def test_torch_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Greedy))
+    before = torch.get_num_threads()
+    found = umap_projection(torch.ones(30, 3))
+    assert torch.get_num_threads() == before
+    assert found.transform(torch.ones(4, 3)).shape == (4, 2)
+    assert torch.get_num_threads() == before
 
 
 def test_without_umap(monkeypatch: pytest.MonkeyPatch) -> None:

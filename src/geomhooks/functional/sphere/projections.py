@@ -17,6 +17,8 @@ the embedding. Whether a word comes near another one is to be asked of angles, n
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +124,8 @@ class UmapProjection:
         usable = torch.isfinite(flat).all(1)
         placed = self.embedding.new_full((len(flat), self.embedding.shape[1]), float("nan"))
         if usable.any():
-            found = self.model.transform(flat[usable].cpu().numpy())
+            with threads_as_they_are():
+                found = self.model.transform(flat[usable].cpu().numpy())
             placed[usable] = torch.from_numpy(found).to(placed)
         return placed.view(*points.shape[:-1], -1)
 
@@ -245,8 +248,19 @@ def umap_projection(
         transform_seed=seed,
         n_jobs=1,
     )
-    embedding = torch.from_numpy(model.fit_transform(rows.cpu().numpy()))
+    with threads_as_they_are():
+        embedding = torch.from_numpy(model.fit_transform(rows.cpu().numpy()))
     return UmapProjection(embedding.to(points), directions, model)
+
+
+@contextmanager
+def threads_as_they_are() -> Iterator[None]:
+    """Where numba starts its threads it tells OpenMP how many, which tells torch as well."""
+    number = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)
 
 
 def prepared(points: Tensor, directions: bool) -> Tensor:
