@@ -33,7 +33,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|contextlib|os|pathlib|torch|typing)\..*"),
     (r"py:.*", r"(go|nn|pd)\..*|Tensor|ProcessGroup"),
-    (r"py:class", r"'.*'|Of|Length|dict\[str"),  # literals, and what Sphinx cuts in two
+    (r"py:class", r"'.*'|Of|Length|Measure|dict\[str"),  # literals, and what Sphinx cuts in two
     # What nobody but the library itself makes or reads.
     (r"py:exc", r"TextError"),
     (r"py:class", r"geomhooks\.(plan|state|forwards\.schedule)\.\w+"),

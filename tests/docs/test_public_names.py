@@ -20,10 +20,12 @@ DIRECTIVE = re.compile(r"^```\{public\} (\S+) ?(.*)$", re.MULTILINE)
     [
         "geomhooks",
         "geomhooks.anatomy",
+        "geomhooks.comparing",
         "geomhooks.errors",
         "geomhooks.functional",
         "geomhooks.functional.compare",
         "geomhooks.models",
+        "geomhooks.report",
         "geomhooks.report.figures",
     ],
 )
