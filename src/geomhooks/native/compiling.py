@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import numba
 import torch
+from numba.core.caching import FunctionCache
 
-__all__ = ["compiled", "for_types", "with_loop"]
+__all__ = ["compiled", "for_types", "forget_older", "with_loop"]
 
 Function = Callable[..., Any]
 
@@ -23,6 +26,28 @@ NAMES = {
     torch.bfloat16: ("u2", "f4"),
     torch.float16: ("i2", "f4"),
 }
+
+
+def forget_older() -> None:
+    """Remove from disk what was compiled of other sources than these.
+
+    Numba sees that the file of a function has changed, not that those have of loops that it calls.
+    """
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    digest = sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    try:
+        folder = Path(FunctionCache(forget_older).cache_path)
+        known = folder / "loops.sha256"
+        if not known.exists() or known.read_text() != digest:
+            for index in folder.glob("*.nbi"):
+                index.unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            known.write_text(digest)
+    except (OSError, RuntimeError):  # no folder that anything could be kept in
+        return
+
+
+forget_older()
 
 
 def compiled(signature: str | None = None) -> Callable[[Function], Function]:
