@@ -39,8 +39,8 @@ def forget_older() -> None:
         folder = Path(FunctionCache(forget_older).cache_path)
         known = folder / "loops.sha256"
         if not known.exists() or known.read_text() != digest:
-            for index in folder.glob("*.nbi"):
-                index.unlink(missing_ok=True)
+            for file in folder.glob("*.nb[ic]"):
+                file.unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
             known.write_text(digest)
     except (OSError, RuntimeError):  # no folder that anything could be kept in
