@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from geomhooks.errors import FileFormatError
-from geomhooks.files import read_document, write_document
+from geomhooks.files import notes_of, read_document, write_document
 from geomhooks.functional.factors.dictionary_learning import problem_of_rows
 from geomhooks.functional.factors.sparse_coding import SparseCoder
 from geomhooks.functional.shapes import as_matrix
@@ -105,7 +105,7 @@ def load_dictionary(path: str | os.PathLike[str]) -> FactorDictionary:
     penalty, relative = document.get("penalty"), document.get("relative")
     if found is None or len(tensors) > 1:
         raise FileFormatError(
-            f"{name}: one tensor {NAME!r} is needed, found {sorted(tensors) or 'none'}"
+            f"{name}: one tensor {NAME!r} is needed, found {sorted(tensors) or 'none'!s:.200}"
         )
     if found.ndim != 2 or not found.numel() or not found.is_floating_point():
         raise FileFormatError(
@@ -113,12 +113,10 @@ def load_dictionary(path: str | os.PathLike[str]) -> FactorDictionary:
             f"{tuple(found.shape)}"
         )
     found = as_matrix(found, NAME, "(F, d)")
-    notes = document.get("notes", {})
     for problem in (problem_of_rows(found), problem_of_penalty(penalty, relative)):
         if problem:
             raise FileFormatError(f"{name}: {problem}")
-    if not isinstance(notes, dict):
-        raise FileFormatError(f"{name}: notes: a JSON object is needed, found {notes!r:.80}")
+    notes = notes_of(document, name)
     return FactorDictionary(found, float(penalty), bool(relative), notes)  # type: ignore[arg-type]
 
 

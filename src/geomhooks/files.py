@@ -4,9 +4,7 @@ Tensors are named ``site/<name>/<statistic>/<accumulator>/<tensor>``, ``stream/.
 ``model/...``. The metadata has one entry, ``geomhooks``: JSON with ``schema`` (a number that grows
 when older versions cannot read a file), ``description`` (model, shards, statistics with their
 parameters, streams, sites), ``counts``, ``versions`` and ``notes``; in files of another kind than a
-geometry also ``kind``. Of a tensor most of whose rows
-hold nothing yet (a table of 4096 contexts that has seen 30), the others are stored, and their
-indices as ``<tensor>@rows``.
+geometry also ``kind``. Tensors are stored as :mod:`geomhooks.packing` packs them.
 """
 
 from __future__ import annotations
@@ -25,31 +23,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Field
+from geomhooks.descriptions import parse
 from geomhooks.errors import FileFormatError, SchemaError
-from geomhooks.forwards.token_stream import CENSUS, TokenStream
-from geomhooks.state import Shift, SiteState, State, StreamState, plain_value
-from geomhooks.statistics import REGISTRY
-from geomhooks.statistics.base import Site, Statistic
+from geomhooks.forwards.token_stream import CENSUS
+from geomhooks.packing import thin_tensors, unpack_state
+from geomhooks.state import State
+from geomhooks.statistics.base import Statistic
 from geomhooks.version import __version__
 
 __all__ = [
     "SCHEMA",
     "first_key_of",
     "kind_of",
-    "pack_state",
+    "notes_of",
     "read_document",
     "read_file",
-    "restore_tensors",
-    "thin_tensors",
-    "unpack_state",
     "write_document",
     "write_file",
 ]
 
 SCHEMA = 1
 KEY = "geomhooks"
-ROWS = "@rows"
+MAX_BYTES = 1 << 34  # of rows that hold nothing, unless a caller says otherwise
 LOADERS = {
     "geometry": "gh.load",
     "history": "gh.History.load",
@@ -62,142 +57,6 @@ def first_key_of(shard: str) -> int:
     """Where a shard's running context numbers start: apart from all others."""
     digest = hashlib.blake2b(shard.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2 | 1 << 61
-
-
-def pack_state(state: State) -> dict[str, Any]:
-    """A state as JSON and tensors by path."""
-    return {"description": state.describe(), "tensors": state.tensors()}
-
-
-def restore_tensors(
-    accumulators: Iterable[tuple[str, Accumulator]],
-    tensors: Mapping[str, Tensor],
-    prefix: str,
-    *,
-    check_only: bool = False,
-) -> None:
-    """Copy tensors by path into accumulators.
-
-    Raises:
-        SchemaError: a tensor is missing or has another shape.
-    """
-    for path, accumulator in accumulators:
-        start = f"{prefix}{path}/"
-        mine = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
-        if check_only:
-            accumulator.check(mine, prefix + path)
-        else:
-            accumulator.unpack(mine, prefix + path)
-
-
-def unpack_state(packed: Mapping[str, Any], statistics: Iterable[Statistic] = ()) -> State:
-    """A state from JSON and tensors; nothing is allocated that the tensors do not hold.
-
-    Raises:
-        SchemaError: a statistic is unknown, or a tensor missing or of the wrong shape.
-    """
-    description, tensors = packed["description"], packed["tensors"]
-    given = {}
-    for statistic in statistics:
-        if not isinstance(statistic, Statistic):
-            raise SchemaError(f"statistics: {statistic!r} is no instance of gh.Statistic")
-        given[statistic.name] = statistic
-    known = {
-        name: _statistic(name, entry, given) for name, entry in description["statistics"].items()
-    }
-    state = State(
-        known,
-        description["model"],
-        list(description["shards"]),
-        selection=dict(description["selection"]),
-    )
-    for name, entry in description["streams"].items():
-        stream = TokenStream(
-            name,
-            int(entry["positions"]),
-            int(entry["open"]),
-            int(entry["first_key"]),
-            tuple(entry["exclude"]),
-            int(entry["skip"]),
-        )
-        shared = {n: a for s in known.values() for n, a in s.shared(stream).items()}
-        state.streams[name] = StreamState(stream, shared, {})
-    for index, (name, entry) in enumerate(description["sites"].items()):
-        site = Site(**entry["site"])
-        own = {n: known[n].accumulators(site) for n in entry["statistics"]}
-        state.sites[name] = SiteState(site, entry["stream"], own, Shift(site.width), order=index)
-        stream_state = state.streams[entry["stream"]]
-        for n in description["streams"][entry["stream"]]["statistics"]:
-            stream_state.statistics.setdefault(n, known[n].accumulators(site))
-        for n in description["whole"]:
-            state.whole.setdefault(n, known[n].accumulators(site))
-    for name, entry in description["streams"].items():
-        for n in entry["statistics"]:  # of a stream whose sites are elsewhere
-            if n not in state.streams[name].statistics and state.sites:
-                any_site = next(iter(state.sites.values())).site
-                state.streams[name].statistics[n] = known[n].accumulators(any_site)
-    for path, accumulator in state.accumulators():
-        held = {
-            name: thicken(f"{path}/{name}", tensors, field)
-            for name, field in accumulator.fields.items()
-            if f"{path}/{name}" in tensors
-        }
-        accumulator.adopt(held, path)
-    return state
-
-
-def thin_tensors(state: State) -> dict[str, Tensor]:
-    """All tensors of a state by path, on the host, as they are stored."""
-    return {
-        key: value.contiguous()
-        for path, accumulator in state.accumulators()
-        for name, tensor in accumulator.pack().items()
-        for key, value in thin(f"{path}/{name}", tensor.cpu(), accumulator.fields[name]).items()
-    }
-
-
-def thin(name: str, tensor: Tensor, field: Field) -> dict[str, Tensor]:
-    """A tensor as it is stored: whole, or the rows that hold something and their indices."""
-    rows = len(tensor) if tensor.ndim else 0
-    if rows < 16:
-        return {name: tensor}
-    used = (tensor.reshape(rows, -1) != field.empty).any(1).nonzero()[:, 0]
-    if 2 * len(used) > rows:
-        return {name: tensor}
-    return {name: tensor[used], name + ROWS: used}
-
-
-def thicken(name: str, tensors: Mapping[str, Tensor], field: Field) -> Tensor:
-    """Undo :func:`thin`."""
-    stored, used = tensors[name], tensors.get(name + ROWS)
-    if used is None:
-        return stored
-    shape = tuple(field.shape)
-    if stored.shape[1:] != shape[1:] or len(stored) != len(used):
-        raise SchemaError(f"{name}: {tuple(stored.shape)} are no rows of {shape}")
-    if len(used) and not 0 <= int(used.min()) <= int(used.max()) < shape[0]:
-        raise SchemaError(f"{name}: a row index is outside of {shape}")
-    whole = torch.full(shape, field.empty, dtype=stored.dtype)
-    whole[used] = stored
-    return whole
-
-
-def _statistic(name: str, entry: Mapping[str, Any], given: Mapping[str, Statistic]) -> Statistic:
-    if name in given:
-        mine, theirs = plain_value(given[name].parameters), plain_value(entry["parameters"])
-        for key in {*mine, *theirs}:
-            if mine.get(key) != theirs.get(key):
-                raise SchemaError(
-                    f"{name}.{key} differs: {mine.get(key)!r} in the statistic given, "
-                    f"{theirs.get(key)!r} in the file"
-                )
-        return given[name]
-    if name not in REGISTRY:
-        raise SchemaError(
-            f"the file has the statistic {name!r} ({entry['class']}), which is not geomhooks' own; "
-            f"give it: gh.load(path, statistics=[{entry['class'].rpartition('.')[2]}(...)])"
-        )
-    return REGISTRY[name](**entry["parameters"])
 
 
 def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, Any] | None) -> None:
@@ -216,24 +75,37 @@ def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, A
 
 
 def read_file(
-    path: str | os.PathLike[str], statistics: Iterable[Statistic] = ()
+    path: str | os.PathLike[str],
+    statistics: Iterable[Statistic] = (),
+    max_bytes: int | None = MAX_BYTES,
 ) -> tuple[State, dict[str, Any]]:
     """Read a file; returns the state and the notes.
 
     Raises:
         FileNotFoundError: there is no such file.
         FileFormatError: it is truncated, not geomhooks', or of a newer schema.
+        SchemaError: what it says and what it holds do not fit together.
     """
     document, tensors = read_document(path, "geometry", SCHEMA)
+    name = os.fspath(path)
     try:
-        state = unpack_state({**document, "tensors": tensors}, statistics)
-    except SchemaError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
-        raise FileFormatError(
-            f"{os.fspath(path)}: its description does not fit together: {error!r}"
-        ) from error
-    return state, dict(document.get("notes", {}))
+        packed = {"description": document.get("description"), "tensors": tensors}
+        state = unpack_state(packed, statistics, max_bytes)
+    except SchemaError as error:
+        raise SchemaError(f"{name}: {error}") from error
+    return state, notes_of(document, name)
+
+
+def notes_of(document: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The notes in a file.
+
+    Raises:
+        FileFormatError: they are no object.
+    """
+    notes = document.get("notes", {})
+    if not isinstance(notes, dict):
+        raise FileFormatError(f"{path}: notes: a JSON object is needed, found {notes!r:.80}")
+    return notes
 
 
 def write_document(
@@ -248,8 +120,11 @@ def write_document(
     versions = {"geomhooks": __version__, "torch": str(torch.__version__)}
     try:
         text = json.dumps({**document, "versions": versions})
-    except TypeError as error:
-        raise SchemaError(f"notes and statistics' parameters have to be JSON: {error}") from error
+        parse(text)  # what is written can be read
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SchemaError(
+            f"notes and statistics' parameters have to be JSON that can be read: {error}"
+        ) from error
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file in it")
@@ -286,10 +161,10 @@ def read_document(
         name = os.fspath(path)
         if found != kind:
             remedy = f"read it with {LOADERS[found]}(path)" if found in LOADERS else UPGRADE
-            raise FileFormatError(f"{name} holds a {found}, not a {kind}: {remedy}")
+            raise FileFormatError(f"{name} holds a {found:.40}, not a {kind}: {remedy}")
         if document.get("schema") != schema:
             raise FileFormatError(
-                f"{name} has schema {document.get('schema')!r}; this version reads {schema}. "
+                f"{name} has schema {document.get('schema')!r:.40}; this version reads {schema}. "
                 f"{UPGRADE}"
             )
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -317,20 +192,17 @@ def _opened(path: str | os.PathLike[str], what: str) -> Iterator[tuple[Any, dict
     name = os.fspath(path)
     if not Path(path).exists():
         raise FileNotFoundError(f"no such file: {name}")
+    if not Path(path).is_file():  # a pipe might never give anything
+        raise FileFormatError(f"{name} is no {what} file, but a folder or a device")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if KEY not in metadata:
                 raise FileFormatError(f"{name} is a safetensors file, but not geomhooks'")
-            document = json.loads(metadata[KEY])
-            if not isinstance(document, dict):
-                raise FileFormatError(f"{name}: its metadata are no JSON object")
+            try:
+                document = parse(metadata[KEY])
+            except ValueError as error:
+                raise FileFormatError(f"{name}: {error}") from error
             yield file, document
-    except (
-        SafetensorError,
-        json.JSONDecodeError,
-        OSError,
-        RecursionError,  # of JSON that is nested without end
-        UnicodeDecodeError,
-    ) as error:
-        raise FileFormatError(f"{name} is truncated or no {what} file: {error}") from error
+    except (SafetensorError, OSError) as error:
+        raise FileFormatError(f"{name} is truncated or no {what} file: {error!s:.200}") from error

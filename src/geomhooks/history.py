@@ -18,9 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomhooks.errors import FileFormatError, HistoryError, MissingExtraError
-from geomhooks.files import read_document, thin_tensors, unpack_state, write_document
-from geomhooks.snapshot import Geometry
+from geomhooks.descriptions import list_of, mapping_of, record, text, unchecked, whole
+from geomhooks.errors import FileFormatError, HistoryError, MissingExtraError, SchemaError
+from geomhooks.files import (
+    MAX_BYTES,
+    notes_of,
+    read_document,
+    write_document,
+)
+from geomhooks.packing import thin_tensors, unpack_state
+from geomhooks.snapshot import Geometry, of_file
 from geomhooks.statistics.base import Statistic
 
 if TYPE_CHECKING:
@@ -31,6 +38,18 @@ __all__ = ["History", "select_scalars"]
 SCHEMA = 1
 KIND = "history"
 Snapshots = int | Literal["all"]
+DOCUMENT = record(
+    {
+        "kind": text,
+        "schema": whole(0),
+        "names": list_of(text),
+        "snapshots": unchecked,
+        "only": list_of(text),
+        "stride": whole(1),
+        "descriptions": mapping_of(unchecked),
+    },
+    {"notes": unchecked, "versions": unchecked},
+)
 
 
 class History:
@@ -90,6 +109,7 @@ class History:
         self.snapshots = snapshots
         self.notes = dict(notes or {})
         self._statistics: tuple[Statistic, ...] = ()
+        self._max_bytes: int | None = None
         self._columns: dict[str, int] = {}
         self._steps: list[int] = []
         self._rows: list[tuple[np.ndarray, np.ndarray]] = []  # values, and which are there
@@ -134,6 +154,8 @@ class History:
 
         Raises:
             HistoryError: there is no such step, or only its scalars were kept.
+            SchemaError: of a history from a file, a statistic in it is unknown, or what is said of
+                the geometry and what is held of it do not fit together.
         """
         self._index(step)
         if step not in self._states:
@@ -142,7 +164,11 @@ class History:
                 f"of step {step} only the scalars were kept (history.scalars({step})); whole "
                 f"geometries were kept {kept}, by History(snapshots={self.snapshots!r})"
             )
-        return Geometry(unpack_state(self._states[step], self._statistics), strict=False)
+        try:
+            state = unpack_state(self._states[step], self._statistics, self._max_bytes)
+        except SchemaError as error:
+            raise SchemaError(f"the geometry of step {step}: {error}") from error
+        return of_file(state, {}, f"the geometry of step {step}")
 
     def scalars(self, step: int) -> dict[str, float]:
         """The scalars of a step by name.
@@ -290,55 +316,79 @@ class History:
         write_document(path, document, tensors)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, statistics: Iterable[Statistic] = ()) -> History:
-        """Read a history from a file; it can be appended to.
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        statistics: Iterable[Statistic] = (),
+        max_bytes: int = MAX_BYTES,
+    ) -> History:
+        """Read a history from a file, whoever made it; it can be appended to.
 
         Args:
             path: a file that :meth:`save` wrote.
             statistics: instances of your own statistics in it; files never run code.
+            max_bytes: of memory that each geometry may take beyond what is stored of it, as in
+                :func:`geomhooks.load`.
 
         Raises:
             FileNotFoundError: there is no such file.
-            FileFormatError: the file is truncated, foreign, or newer than this library.
+            FileFormatError: the file is truncated, foreign, or newer than this library, or what it
+                says and what it holds do not fit together.
         """
         document, tensors = read_document(path, KIND, SCHEMA)
+        name = os.fspath(path)
         try:
+            DOCUMENT(document, "history")
             history = cls(
-                snapshots=document["snapshots"], only=document["only"], notes=document["notes"]
+                snapshots=document["snapshots"],
+                only=document["only"],
+                notes=notes_of(document, name),
             )
             history._take(document, tensors)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise FileFormatError(
-                f"{os.fspath(path)}: its parts do not fit together: {error!r}"
-            ) from error
+        except (HistoryError, SchemaError) as error:
+            raise FileFormatError(f"{name}: {error}") from error
         history._statistics = tuple(statistics)
+        history._max_bytes = max_bytes
         return history
 
     def _take(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Fill an empty history with what a file holds."""
-        names = [str(name) for name in document["names"]]
+        names, given = document["names"], dict(tensors)
+        number = given["steps"].numel() if "steps" in given else 0
+        for key, shape, kind in (
+            ("steps", (number,), torch.int64),
+            ("values", (number, len(names)), torch.float64),
+            ("present", (number, len(names)), torch.bool),
+        ):
+            found = given.pop(key, None)
+            if found is None or tuple(found.shape) != shape or found.dtype != kind:
+                told = "none" if found is None else f"{found.dtype} {tuple(found.shape)}"
+                raise SchemaError(f"tensor {key!r}: {kind} {shape} are needed, found {told}")
         steps: list[int] = tensors["steps"].tolist()
-        for key in ("values", "present"):
-            if tensors[key].shape != (len(steps), len(names)):
-                raise ValueError(f"{key} has shape {tuple(tensors[key].shape)}")
-        if steps != sorted(set(steps)) or len(set(names)) != len(names):
-            raise ValueError("steps do not ascend, or a name stands twice")
+        if steps != sorted(set(steps)) or min(steps, default=0) < 0:
+            raise SchemaError("steps: numbers from 0 are needed, ascending")
+        if len(set(names)) != len(names):
+            raise SchemaError("names: they have to be all different")
         self._columns = {name: column for column, name in enumerate(names)}
         self._steps = steps
-        values, present = tensors["values"].double().numpy(), tensors["present"].bool().numpy()
+        values, present = tensors["values"].numpy(), tensors["present"].numpy()
         self._rows = [(values[row], present[row]) for row in range(len(steps))]
-        self._stride = int(document["stride"])
+        self._stride = document["stride"]
+        described = document["descriptions"]
+        known = {str(step): step for step in steps}
+        if strange := sorted(set(described) - set(known)):
+            raise SchemaError(f"descriptions: there is no step {strange[0]!r:.80}")
         self._states = {
-            int(step): {"description": description, "tensors": {}}
-            for step, description in document["descriptions"].items()
+            known[step]: {"description": description, "tensors": {}}
+            for step, description in described.items()
         }
-        if not set(self._states) <= set(steps):
-            raise ValueError("a snapshot belongs to none of the steps")
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            if kind == "snapshot":
-                step, _, path = rest.partition("/")
-                self._states[int(step)]["tensors"][path] = tensor
+        for name, tensor in given.items():
+            prefix, _, rest = name.partition("/")
+            step, _, path = rest.partition("/")
+            if prefix != "snapshot" or step not in described:
+                raise SchemaError(f"the tensor {name!r:.120} belongs to no step that is described")
+            self._states[known[step]]["tensors"][path] = tensor
 
     def _table(self) -> tuple[np.ndarray, np.ndarray]:
         """Values, and which of them are there, (S, N)."""

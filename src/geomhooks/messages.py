@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomhooks.files import thin_tensors, unpack_state
+from geomhooks.packing import thin_tensors, unpack_state
 from geomhooks.state import State
 from geomhooks.statistics.base import Statistic
 

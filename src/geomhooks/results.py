@@ -82,7 +82,7 @@ class Result(Mapping[str, Any]):
         (0.25, ['pos', 'ctx'])
     """
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         self._values = values
 
     def __getitem__(self, name: str) -> Any:

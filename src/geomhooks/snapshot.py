@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from geomhooks.errors import HookError, MissingExtraError, SchemaError, SiteError, WatchError
-from geomhooks.files import pack_state, read_file, write_file
+from geomhooks.errors import (
+    FileFormatError,
+    HookError,
+    MissingExtraError,
+    SchemaError,
+    SiteError,
+    WatchError,
+)
+from geomhooks.files import MAX_BYTES, read_file, write_file
 from geomhooks.forwards.token_stream import CENSUS
+from geomhooks.packing import pack_state
 from geomhooks.results import Lazy, Result
 from geomhooks.state import SiteState, State
 from geomhooks.statistics.base import Statistic
@@ -170,8 +178,10 @@ class Geometry:
             name: value for name in self._sites if (value := self._lookup(name, path)) is not None
         }
         if not found:
+            there = [_paths(self[site]) for site in self.sites[-1:]]
             raise SiteError(
-                f"no site has a tensor {path!r}; the last has {_paths(self[self.sites[-1]])}"
+                f"no site has a tensor {path!r}; "
+                + (f"the last has {there[0]}" if there else "none has counted anything")
             )
         shapes = {name: tuple(value.shape) for name, value in found.items()}
         if len(set(shapes.values())) > 1:
@@ -253,19 +263,38 @@ def why_none(state: State) -> str:
     )
 
 
-def load(path: str | os.PathLike[str], *, statistics: Iterable[Statistic] = ()) -> Geometry:
-    """Read a geometry from a file.
+def load(
+    path: str | os.PathLike[str],
+    *,
+    statistics: Iterable[Statistic] = (),
+    max_bytes: int = MAX_BYTES,
+) -> Geometry:
+    """Read a geometry from a file; whoever made it, files never run code.
 
     Args:
         path: a file that :meth:`Geometry.save` wrote.
-        statistics: instances of your own statistics in it; files never run code.
+        statistics: instances of your own statistics in it.
+        max_bytes: of memory that it may take beyond what the file takes, for tables that are
+            mostly empty and are stored without their empty rows.
 
     Raises:
         FileNotFoundError: there is no such file.
         FileFormatError: the file is truncated, foreign, or newer than this library.
-        SchemaError: a statistic in it is unknown or has other parameters.
+        SchemaError: a statistic in it is unknown or has other parameters, or what it says and what
+            it holds do not fit together.
     """
-    state, notes = read_file(path, statistics)
+    state, notes = read_file(path, statistics, max_bytes)
+    return of_file(state, notes, os.fspath(path))
+
+
+def of_file(state: State, notes: Mapping[str, Any], where: str) -> Geometry:
+    """The geometry of a state that was read.
+
+    Raises:
+        FileFormatError: nothing has been counted.
+    """
+    if not any(s.stream.census.value[REAL] for s in state.streams.values()):
+        raise FileFormatError(f"{where}: no token has been counted in it")
     return Geometry(state, notes, strict=False)
 
 

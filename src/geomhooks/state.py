@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Field, Sum
+from geomhooks.accumulators import Accumulator, Count, Field, Sum
 from geomhooks.errors import SchemaError
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.forwards.tokens import Tokens
@@ -72,7 +72,7 @@ class SiteState:
     stream: str
     statistics: Accumulators
     shift: Shift
-    forwards: Sum = field(default_factory=lambda: Sum((), torch.int64))
+    forwards: Sum = field(default_factory=Count)
     order: int = -1
 
     def accumulators(self) -> Iterator[tuple[str, Accumulator]]:

@@ -285,5 +285,7 @@ def forward_order(chains: Sequence[Sequence[str]]) -> list[str]:
     return ordered
 
 
-def _numbers(name: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", name)]
+def _numbers(name: str) -> list[tuple[int, str]]:
+    """The numbers in a name, of any length, as they are ordered."""
+    found = (number.lstrip("0") for number in re.findall(r"\d+", name))
+    return [(len(number), number) for number in found]

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 import geomhooks as gh
+from geomhooks.comparing.options import choose_scalars
 from geomhooks.functional import compare
 from tests.cli.test_errors import fails
+from tests.report.geometries import everything
 
 WIDTH, LENGTH, CONTEXTS = 12, 9, 30
 SITE = "1"
@@ -280,6 +282,24 @@ def test_models_of_other_names_on_one_text(cli: Any, bert: Path, gpt2: Path, tex
     assert "have another number of tokens in the other file" in shown.out
 
 
+def test_a_page_and_other_numbers(cli: Any, files: list[str], histories: list[str]) -> None:
+    """With JSON on stdout, the page's line is on stderr."""
+    result = cli("compare", *files[:2], "--json", "-o", "page.html", "--permutations", 0)
+    assert result.code == 0
+    assert json.loads(result.out)["files"] == files[:2]
+    assert result.err.startswith("wrote page.html (")
+    drawn = Path("page.html").read_text()
+    assert 'data-name="spirals"' in drawn
+    assert "a2 less a1" in drawn
+    result = cli("compare", *histories, "-o", "trainings.html", "--groups", "a,a,b,b")
+    assert result.code == 0, result.err
+    drawn = Path("trainings.html").read_text()
+    assert 'data-name="training_pos_ctx_shares_pos"' in drawn
+    assert "Runs of one condition" not in drawn, "that is said of geometries"
+    assert 'data-name="tests"' in drawn
+    fails(cli("compare", *files[:2], "-o", "none/x.html"), 5, "no folder none")
+
+
 def test_what_is_refused(cli: Any, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     history(1, range(5), 0.1).save("h1.safetensors")
     history(1, range(3, 8), 0.1).save("h2.safetensors")
@@ -313,3 +333,13 @@ def test_what_is_refused(cli: Any, files: list[str], monkeypatch: pytest.MonkeyP
     fails(cli("compare", files[0], "named.safetensors"), 2, *parts)
     monkeypatch.setitem(sys.modules, "scipy", None)
     fails(cli("compare", *two), 1, "pip install 'geomhooks[compare]'")
+
+
+def test_what_is_compared_by_default() -> None:
+    """Main scalars, once: those without position 0 are left to whoever names them."""
+    found = choose_scalars(everything().scalars())
+    assert not [name for name in found if "without_first" in name]
+    site = everything().sites[-1]
+    for name in ("pos_ctx/shares/pos", "updates/mlp/step_angle/mean", "next_word/pull/mean"):
+        assert f"{site}/{name}" in found
+    assert f"{site}/components/importance/attention/mean" in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,13 @@ def test_demo(cli):
     result = cli("demo")
     assert result.code == 0, result.err
     assert result.err == ""
-    assert [path.name for path in Path().iterdir()] == ["geomhooks-demo.safetensors"]
+    names = {"geomhooks-demo.safetensors", "geomhooks-demo.html"}
+    assert {path.name for path in Path().iterdir()} == names
+    page = Path("geomhooks-demo.html").read_text()
+    for figure in ("variance_shares", "query_key_logits_place", "singular_value_coverage"):
+        assert f'data-name="{figure}"' in page
     geometry = gh.load("geomhooks-demo.safetensors")
+    assert re.search(r'"\w[^"]*\(context \d+\)"', page), "what contexts are called"
     assert geometry.sites == ["encoder.layer.0@in", *(f"encoder.layer.{i}" for i in range(6))]
     assert geometry.notes["settings"]["model"] == "all-MiniLM-L6-v2"
     for word in ("pos", "ctx", "resid", "noise", "norm", "radius", "angle", "tropy"):
@@ -42,4 +48,5 @@ def test_demo(cli):
             angle = math.degrees(float(geometry[name].sphere.step_angle.mean))
             assert float(cells[8].rstrip("°")) == pytest.approx(angle, abs=0.06)
     assert "geomhooks measure MODEL --text FILE" in result.out
-    assert cli("demo").code == 0  # may be run again
+    assert result.out.splitlines()[-1].startswith("figures and what stands out: geomhooks-demo.htm")
+    assert cli("demo", "--no-report").code == 0  # may be run again

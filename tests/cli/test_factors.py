@@ -13,6 +13,8 @@ import geomhooks as gh
 from geomhooks.cli.factors_command import marked_text
 from geomhooks.dictionaries import save_dictionary
 from geomhooks.functional import FactorContext
+from geomhooks.measuring import load_tokenizer, text_of
+from geomhooks.measuring.words import spell
 from tests.cli.test_errors import fails
 
 
@@ -91,6 +93,13 @@ def test_marks_and_what_looks_like_markup():
     assert [text.plain[s.start : s.end] for s in text.spans] == ["«", "\\n[/red]", "»"]
     unknown = marked_text(FactorContext(1.0, 0, 3, [], -1, []), str)
     assert "not known" in unknown.plain
+
+
+def test_ids_that_the_tokenizer_does_not_know(bert: Path):
+    tokenizer = load_tokenizer(str(bert))
+    assert text_of(tokenizer, [1, 2, 999, 7, 1000, -1]) == "word0 word1 #999 word6 #1000 #-1"
+    assert text_of(tokenizer, [999]) == "#999"
+    assert spell(tokenizer, [1, 999]) == ["word0", "#999"]
 
 
 def test_errors(cli, bert: Path, text: Path, measured: Path):

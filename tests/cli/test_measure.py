@@ -87,6 +87,22 @@ def test_updates(cli, gpt2: Path, text: Path):
         assert f"{math.degrees(float(found[name].step_angle.mean)):.1f}°" in result.out
 
 
+def test_components(cli, bert: Path, text: Path):
+    """How important each term is, in the table; files of nothing else are compared."""
+    start = ("measure", bert, "--text", text, "--statistics", "components")
+    for length, out in ((16, "a.safetensors"), (24, "b.safetensors")):
+        result = cli(*start, "--max-length", length, "--out", out, "--no-report")
+        assert result.code == 0, result.err
+    importance = gh.load("b.safetensors")["encoder.layer.1"].components.importance
+    (row,) = (line for line in result.out.splitlines() if line.startswith(" encoder.layer.1 "))
+    assert row.split()[1:] == [f"{float(importance[term].mean):.3f}" for term in importance]
+    compared = cli("compare", "a.safetensors", "b.safetensors", "-o", "both.html")
+    assert compared.code == 0, compared.err
+    assert "importance" in compared.out
+    assert "wrote both.html (" in compared.out
+    assert 'data-name="compared_components_importance_input_mean"' in Path("both.html").read_text()
+
+
 def test_covariance(cli, bert: Path, text: Path):
     """All that follows from it is in the file, and the table shows how many directions count."""
     result = cli("measure", bert, "--text", text, "--statistics", "covariance", "--max-length", 16)

@@ -13,6 +13,7 @@ import torch
 import geomhooks as gh
 from geomhooks.cli.commands import run
 from tests.cli.conftest import finish, passage, start
+from tests.files.written import Written
 
 LONG = ("--batch-size", 2, "--max-length", 24, "--contexts", 500)
 
@@ -124,7 +125,7 @@ def stopped(cli, bert: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> tup
     """A run that was interrupted after its first batch; returns its command."""
     command = ("measure", bert, "--text", text, "--batch-size", 4, "--max-length", 20)
     with monkeypatch.context() as patch:
-        patch.setattr("geomhooks.cli.commands.Interrupts", Impatient)
+        patch.setattr("geomhooks.cli.reading.Interrupts", Impatient)
         assert cli(*command).code == 130
     assert Path("geometry.safetensors.checkpoint").exists()
     return command
@@ -177,10 +178,21 @@ def test_another_model_and_a_changed_text_are_refused(cli, stopped, gpt2: Path, 
 
 def test_a_damaged_checkpoint_is_refused(cli, stopped):
     path = Path("geometry.safetensors.checkpoint")
-    path.write_bytes(path.read_bytes()[:-100])
-    result = cli(*stopped, "--resume")
-    assert result.code == 7
-    assert "geometry.safetensors.checkpoint" in result.err
+    whole = path.read_bytes()
+    odd = {"truncated": whole[:-100]}
+    for words, keys, value in (
+        ("notes.progress.cursor: a list of 5 is needed, found [0]", ("progress", "cursor"), [0]),
+        ("notes.settings.text: a list is needed, found 5", ("settings", "text"), 5),
+    ):
+        written = Written.of(whole)
+        written.document["notes"][keys[0]][keys[1]] = value
+        odd[words] = written.bytes()
+    for words, data in odd.items():
+        path.write_bytes(data)
+        result = cli(*stopped, "--resume")
+        assert result.code == 7
+        assert "geometry.safetensors.checkpoint" in result.err
+        assert words in result.err
     assert cli(*stopped, "--overwrite").code == 0
     assert not path.exists()
 
@@ -189,7 +201,7 @@ def test_resume_after_the_last_batch(cli, bert: Path, monkeypatch: pytest.Monkey
     Path("short.txt").write_text(passage(3, longest=10))
     command = ("measure", bert, "--text", "short.txt")
     with monkeypatch.context() as patch:
-        patch.setattr("geomhooks.cli.commands.Interrupts", Impatient)
+        patch.setattr("geomhooks.cli.reading.Interrupts", Impatient)
         assert cli(*command).code == 130
     result = cli(*command, "--resume")
     assert result.code == 0, result.err

@@ -107,6 +107,10 @@ def test_killed_and_started_again(folder: Path, bert: Path, cli: Callable[..., O
     code, out, err = finish(torchrun(2, "-m", "geomhooks", *measure(folder, bert, "--resume")))
     assert code == 0, err
     assert out.count("wrote") == out.count("radius") == 1
+    assert out.count(f"figures and what stands out: {folder / 'geometry.html'} (") == 1
+    assert gh.load(folder / OUT).notes["labels"].keys() == {
+        str(i) for i in gh.load(folder / OUT)["encoder.layer.0"].pos_ctx.context_id.tolist()
+    }, "those that were read by either process, and before the crash"
     assert err.count("going on after") == 1
     assert f"going on after {sum(p['tokens'] for p in read):,} tokens" in err
     assert not list(folder.glob("*.checkpoint*"))

@@ -31,7 +31,9 @@ def test_demo_train(cli) -> None:
     result: Outcome = cli("demo", "train", "--steps", 6)
     assert result.code == 0, result.err
     assert result.err == ""
-    assert [path.name for path in Path().iterdir()] == [OUT]
+    page = Path(OUT).with_suffix(".html")
+    assert {path.name for path in Path().iterdir()} == {OUT, page.name}
+    assert 'data-name="training_pos_ctx_shares_pos"' in page.read_text()
     history = gh.History.load(OUT)
     assert history.steps == history.kept == training.measured_steps(6)
     sites = ["transformer.h.0@in", *(f"transformer.h.{i}" for i in range(4))]

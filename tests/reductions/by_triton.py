@@ -28,7 +28,7 @@ from geomhooks.reductions.on_cuda import reduce_move_triton, reduce_triton
 from tests import test_precision
 from tests.conformance import test_laws
 from tests.conformance.cases import CASES
-from tests.conformance.harness import Case, Subject, plant
+from tests.conformance.harness import Subject, Together, plant
 from tests.forwards.models import same_numbers
 from tests.models import Stack
 from tests.reductions.test_ways import CAPACITY, assert_same, close, resolve
@@ -305,11 +305,9 @@ def test_float64_is_left_to_plain_torch() -> None:
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-@pytest.mark.parametrize("case", [CASES[name] for name in ("pos_ctx", "sphere")], ids=str)
 @pytest.mark.parametrize("anywhere", [False, True], ids=["from position 0", "from anywhere"])
-def test_law(
-    case: Case, way: Any, anywhere: bool, dtype: torch.dtype, tmp_path: Path, forced: Any
-) -> None:
+def test_law(way: Any, anywhere: bool, dtype: torch.dtype, tmp_path: Path, forced: Any) -> None:
+    case = Together((CASES["pos_ctx"], CASES["sphere"]))
     subject = Subject(case, dtype, plant(seed=1, number=5, longest=8, anywhere=anywhere))
     subject.check(way(subject, tmp_path))
 

@@ -47,6 +47,11 @@ class Browser:
         waiting = WebDriverWait(self.driver, 120, poll_frequency=0.1)
         return waiting.until(lambda _: self.run(script, *arguments))
 
+    def narrow(self, width: int) -> None:
+        """Show pages as wide as that from now on."""
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
     def errors(self) -> list[str]:
         """What the console has of errors."""
         levels = ("SEVERE", "ERROR")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from geomhooks.errors import FigureError, MissingExtraError
 from geomhooks.report import report_page, write_report
 from geomhooks.report.summary import find_outstanding
 from tests.cli.conftest import save_tokenizer
+from tests.files.damage import hostile_file
 from tests.report.browser import Browser, browser
 from tests.report.geometries import LENGTH, SCRIPT, everything, history, hostile
 
@@ -40,9 +42,9 @@ def names_of(page: Browser) -> list[str]:
     return page.run("return [...document.querySelectorAll('.figure')].map((f) => f.dataset.name)")
 
 
-def draw_all(page: Browser) -> list[str]:
-    """Scroll to each figure, and wait until it is drawn."""
-    names = names_of(page)
+def draw_all(page: Browser, names: Sequence[str] = ()) -> Sequence[str]:
+    """Scroll to each figure, or to some, and wait until it is drawn."""
+    names = names or names_of(page)
     for name in names:
         page.run("document.getElementById(arguments[0]).scrollIntoView()", name)
         page.wait(f"return {STATE} === 'drawn'", name)
@@ -125,6 +127,20 @@ def test_hostile_names_in_a_browser(opened: Browser, tmp_path: Path) -> None:
     assert opened.errors() == []
 
 
+def test_a_hostile_file_in_a_browser(opened: Browser, tmp_path: Path) -> None:
+    file, page = tmp_path / "hostile.safetensors", tmp_path / "hostile.html"
+    file.write_bytes(hostile_file())
+    write_report(gh.load(file), page)
+    opened.errors(), opened.requests()
+    opened.open(page)
+    draw_all(opened, ["variance_shares", "position_singular_values", "component_importance"])
+    assert opened.run("return [...document.querySelectorAll('#layer option')].length") == 4
+    assert opened.run("return document.querySelector('table').textContent.includes('__proto__')")
+    assert opened.run("return typeof taken") == "undefined"
+    assert opened.requests() == [page.as_uri()]
+    assert opened.errors() == []
+
+
 def test_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     history().save(tmp_path / "history.safetensors")
     out = tmp_path / "training.html"
@@ -134,6 +150,8 @@ def test_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = re.findall(r'class="figure" data-name="([^"]*)"', page)
     assert {"training_pos_ctx_shares_pos", "spiral_over_training", "variance_shares"} < set(found)
     assert "A training, steps 0 to 20." in page
+    first, last = (history().scalars(step)["0/sphere/norm/mean"] for step in (0, 20))
+    assert f"How long states are: up most at 0, from {first:.4g} at step 0 to {last:.4g}" in page
     assert command(["report", str(tmp_path / "none.safetensors")]) == 7
     assert command(["report", str(tmp_path / "history.safetensors"), "-o", "/proc/no/x.html"]) == 5
 

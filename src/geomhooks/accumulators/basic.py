@@ -10,6 +10,7 @@ Adding never waits for the device, never branches on data and never changes a sh
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -25,21 +26,62 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Accumulator",
+    "Count",
     "Field",
     "Max",
     "Min",
     "Sum",
+    "counts",
 ]
 
 At = Tensor | slice | None
 
 
+MOST = 1 << 48  # counted at one place; what many of these add up to is still a number in 64 bits
+
+
 class Field(NamedTuple):
-    """One tensor of an accumulator: its shape, its type, and the value of "nothing added yet"."""
+    """One tensor of an accumulator.
+
+    Attributes:
+        shape: of the tensor.
+        dtype: of the tensor.
+        empty: the value of "nothing added yet".
+        bounds: the least and the largest that its whole numbers can be, which is looked at where a
+            file is read; None where they can be any.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     empty: float | int | bool = 0
+    bounds: tuple[int, int] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """What the tensor takes, in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def check(self, found: Tensor, name: str) -> None:
+        """Raise unless a tensor is of this type and within the bounds; shapes are not looked at.
+
+        Raises:
+            SchemaError: naming the tensor, and what was found.
+        """
+        # What has no float64 has float32 in its place.
+        wide = {torch.float32, torch.float64}
+        if found.dtype != self.dtype and not {found.dtype, self.dtype} <= wide:
+            raise SchemaError(f"{name} has dtype {found.dtype}, not {self.dtype}")
+        if self.bounds is not None and found.numel():
+            least, most = self.bounds
+            low, high = (int(bound) for bound in found.aminmax())
+            if low < least or high > most:
+                wrong = low if low < least else high
+                raise SchemaError(f"{name} has {wrong}; it can be from {least} to {most}")
+
+
+def counts(shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Field:
+    """A tensor of counts."""
+    return Field(shape, dtype, 0, (0, MOST))
 
 
 class Accumulator(ABC):
@@ -101,7 +143,7 @@ class Accumulator(ABC):
     @property
     def nbytes(self) -> int:
         """What the tensors take, in bytes; known before they are allocated."""
-        return sum(_numel(f.shape) * _itemsize(f.dtype) for f in self.fields.values())
+        return sum(field.nbytes for field in self.fields.values())
 
     def reset(self) -> None:
         """Forget everything that was added, in place."""
@@ -126,10 +168,7 @@ class Accumulator(ABC):
                 raise SchemaError(
                     f"{where}: tensor {name!r} has shape {tuple(found.shape)}, not {shape}"
                 )
-            if found.is_floating_point() != field.dtype.is_floating_point:
-                raise SchemaError(
-                    f"{where}: tensor {name!r} has dtype {found.dtype}, not {field.dtype}"
-                )
+            field.check(found, f"{where}: tensor {name!r}")
 
     def unpack(self, tensors: Mapping[str, Tensor], where: str = "accumulator") -> None:
         """Overwrite the tensors in place; where :meth:`check` raises, nothing is changed."""
@@ -220,6 +259,14 @@ class Sum(Accumulator):
         self.value.add_(other.value.to(self.value.device))
 
 
+class Count(Sum):
+    """A running count: a sum of whole numbers that are not negative."""
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        super().__init__(shape, torch.int64)
+        self.fields["value"] = counts(shape)
+
+
 class _Extreme(Accumulator):
     """What ``Min`` and ``Max`` share: they differ in the identity and in the comparison."""
 
@@ -300,14 +347,3 @@ def _mask(values: Tensor, where: Tensor | None, fill: float) -> Tensor:
         return values
     where = where.reshape(where.shape + (1,) * (values.ndim - where.ndim))
     return torch.where(where, values, fill)
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    number = 1
-    for size in shape:
-        number *= size
-    return number
-
-
-def _itemsize(dtype: torch.dtype) -> int:
-    return torch.empty((), dtype=dtype).element_size()

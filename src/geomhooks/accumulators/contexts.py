@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Field
+from geomhooks.accumulators import Accumulator, Field, counts
 from geomhooks.accumulators.table import EMPTY, Placement, Table, hash_keys
 from geomhooks.functional.position.two_way import Design, connected_positions
 from geomhooks.native import load, usable
@@ -130,7 +130,7 @@ class Contexts(Accumulator):
 
     def __init__(self, kept: int, positions: int, unfinished: int) -> None:
         self.positions = positions
-        columns = {"cells": ((positions,), torch.int32), "group": ((), torch.int64)}
+        columns = columns_of(positions)
         self.open, self.kept = Table(unfinished, columns), Table(kept, columns)
         self.reach = 0  # no position at or beyond this has been seen
         self._memo: dict[Any, Any] = {}  # of a finished state, which changes no more
@@ -145,10 +145,10 @@ class Contexts(Accumulator):
                 "design": Field((positions + 1, positions + 1), torch.float64),
                 "covered": Field((positions + 1,), torch.int64),
                 "averaged": Field((positions + 1,), torch.float64),
-                "position_count": Field((positions,), torch.int64),
-                "closed": Field((), torch.int64),
-                "split": Field((), torch.int64),
-                "time": Field((), torch.int64),
+                "position_count": counts((positions,)),
+                "closed": counts(()),
+                "split": counts(()),
+                "time": counts(()),
             }
         )
 
@@ -384,9 +384,7 @@ class Contexts(Accumulator):
             torch.tensor([number.get(k, size) for k in side] + [size], device=device)
             for side in (mine, theirs)
         ]
-        united = Table(
-            size, {"cells": ((self.positions,), torch.int32), "group": ((), torch.int64)}
-        )
+        united = Table(size, columns_of(self.positions))
         united.allocate(device)
         for side, table in zip(rows, (self.open, other.open), strict=True):
             united["cells"].index_add_(0, side, table["cells"])
@@ -419,6 +417,11 @@ class Contexts(Accumulator):
             column[: len(stay)] = united[name][stay]
         self.open = narrow
         return MergePlan(size, rows[0], rows[1], fold, stay, kept)
+
+
+def columns_of(positions: int) -> dict[str, Field]:
+    """What is kept of a context: how often it covers each position, and its label."""
+    return {"cells": counts((positions,), torch.int32), "group": Field((), torch.int64)}
 
 
 def difference(cells: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Field
+from geomhooks.accumulators import Accumulator, Field, counts
 
 __all__ = ["GroupSums"]
 
@@ -32,7 +32,7 @@ class GroupSums(Accumulator):
         rows = groups + 2
         super().__init__(
             {
-                "count": Field((rows,), torch.int64),
+                "count": counts((rows,)),
                 "total": Field((rows, width), torch.float64),
                 "squares": Field((rows, width), torch.float64),
             }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Field
+from geomhooks.accumulators import Accumulator, Field, counts
 from geomhooks.accumulators.table import LAST, hash_keys
 from geomhooks.errors import SchemaError
 from geomhooks.functional.factors.dictionary_learning import DictionaryStep, initial_dictionary
@@ -62,7 +62,7 @@ class WaitingTokens(Unmergeable):
                 "states": Field((capacity, width), torch.float32),
                 "ids": Field((capacity,), torch.int64, NO_ID),
                 "held": Field((capacity,), torch.bool, False),
-                "draws": Field((), torch.int64),
+                "draws": counts(()),
             }
         )
 
@@ -116,7 +116,7 @@ class LearnedDictionary(Unmergeable):
                 "dictionary": Field((factors, width), torch.float32),
                 "hessian": Field(each, torch.float32),
                 "activation": Field(each, torch.float32),
-                "idle": Field(each, torch.int64),  # mini-batches since a factor was in use
+                "idle": counts(each),  # mini-batches since a factor was in use
                 # Running means, from zero: what they are divided by is the running mean of one.
                 "weight": Field(one, torch.float64),
                 "signal": Field(one, torch.float64),
@@ -124,10 +124,10 @@ class LearnedDictionary(Unmergeable):
                 "active": Field(one, torch.float64),
                 "objective": Field(one, torch.float64),
                 "given": Field(one, torch.bool, False),  # what it began with, by a caller
-                "forwards": Field(one, torch.int64),
-                "tokens": Field(one, torch.int64),
-                "updates": Field(one, torch.int64),
-                "revived": Field(one, torch.int64),
+                "forwards": counts(one),
+                "tokens": counts(one),
+                "updates": counts(one),
+                "revived": counts(one),
             }
         )
 

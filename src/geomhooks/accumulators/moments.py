@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators.basic import Accumulator, Field
+from geomhooks.accumulators.basic import Accumulator, Field, counts
 from geomhooks.gpu import load as load_kernels
 from geomhooks.gpu import runs_on
 from geomhooks.native import load, usable
@@ -39,7 +39,7 @@ class Moments(Accumulator):
         rows, features = shape
         super().__init__(
             {
-                "count": Field((features, rows), torch.int64),
+                "count": counts((features, rows)),
                 "shift": Field((features,), torch.float64),
                 "shifted": Field((features,), torch.bool, False),
                 "total": Field((features, rows), torch.float64),

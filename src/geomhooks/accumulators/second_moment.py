@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Field
+from geomhooks.accumulators import Accumulator, Field, counts
 
 __all__ = ["SecondMoment"]
 
@@ -50,8 +50,8 @@ class SecondMoment(Accumulator):
     def __init__(self, width: int) -> None:
         super().__init__(
             {
-                "count": Field((), torch.int64),
-                "forwards": Field((), torch.int64),
+                "count": counts(()),
+                "forwards": counts(()),
                 "total": Field((width,), torch.float64),
                 "outer": Field((width, width), torch.float64),
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,16 +45,19 @@ class Table(Accumulator):
     """
 
     def __init__(
-        self, capacity: int, columns: dict[str, tuple[tuple[int, ...], torch.dtype]]
+        self,
+        capacity: int,
+        columns: Mapping[str, tuple[tuple[int, ...], torch.dtype] | Field],
     ) -> None:
         self.capacity = capacity
         self.columns = tuple(columns)
         rows = capacity + 1
+        fields = {name: Field(*column) for name, column in columns.items()}
         super().__init__(
             {
                 "key": Field((rows,), torch.int64, EMPTY),
                 "priority": Field((rows,), torch.int64, LAST),
-                **{name: Field((rows, *shape), dtype) for name, (shape, dtype) in columns.items()},
+                **{n: f._replace(shape=(rows, *f.shape)) for n, f in fields.items()},
             }
         )
 

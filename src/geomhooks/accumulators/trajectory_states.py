@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Field
+from geomhooks.accumulators import Accumulator, Field, counts
 from geomhooks.accumulators.table import EMPTY, Placement, Table, add_rows, hash_keys
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["KeptTokens", "Places", "TokenStates"]
 
 NO_ID = -1
+LARGEST_ID = (1 << 31) - 1  # what rankings can hold of one, and tokenizers take
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,11 @@ class KeptTokens(Table):
         self.chosen = None if isinstance(contexts, int) else tuple(contexts)
         capacity = contexts if isinstance(contexts, int) else len(contexts)
         row = (length,)
-        super().__init__(capacity, {"ids": (row, torch.int64), "times": (row, torch.int32)})
-        self.fields["ids"] = Field((capacity + 1, length), torch.int64, NO_ID)
+        columns = {
+            "ids": Field(row, torch.int64, NO_ID, (NO_ID, LARGEST_ID)),
+            "times": counts(row, torch.int32),
+        }
+        super().__init__(capacity, columns)
         self._there: dict[torch.device, Tensor] = {}
 
     def allocate(self, device: torch.device | str = "cpu") -> Self:
@@ -153,7 +157,7 @@ class TokenStates(Accumulator):
             {
                 # Mostly one state each, and float32 keeps 7 digits of it.
                 "total": Field((rows, length, width), torch.float32),
-                "times": Field((rows, length), torch.int32),
+                "times": counts((rows, length), torch.int32),
             }
         )
 

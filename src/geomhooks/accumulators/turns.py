@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Field
+from geomhooks.accumulators import Accumulator, counts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -66,7 +66,7 @@ class Turns(Accumulator):
     NAME = "turns"
 
     def __init__(self) -> None:
-        super().__init__({"forwards": Field((), torch.int64)})
+        super().__init__({"forwards": counts(())})
 
     def observe(self, tokens: Tokens | None) -> int:
         """The number of this forward, counted from 0."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Field
+from geomhooks.accumulators import Accumulator, Field, counts
 from geomhooks.accumulators.contexts import Contexts, Fold, MergePlan, Step
 from geomhooks.accumulators.table import add_rows
 from geomhooks.gpu import load as load_kernels
@@ -56,21 +56,21 @@ class TwoWay(Accumulator):
         self, width: int, positions: int, kept: int, unfinished: int, second_moment: bool
     ) -> None:
         self.second_moment = second_moment
-        f64, i64 = torch.float64, torch.int64
+        f64 = torch.float64
         outer = {"context_outer": Field((width, width), f64)}
         super().__init__(
             {
-                "position_count": Field((positions,), i64),
+                "position_count": counts((positions,)),
                 "position_sum": Field((positions, width), f64),
                 "edges": Field((positions + 1, width), f64),  # R, as differences along positions
                 "square": Field((), f64),
                 "context_square": Field((), f64),
                 "context_mean": Field((width,), f64),  # sum_c S_c / n_c
                 "open_sum": Field((unfinished + 1, width), f64),
-                "open_count": Field((unfinished + 1,), i64),
+                "open_count": counts((unfinished + 1,)),
                 # A closed context is not added to any more, and float32 keeps 7 digits of it.
                 "kept_sum": Field((kept + 1, width), torch.float32),
-                "kept_count": Field((kept + 1,), i64),
+                "kept_count": counts((kept + 1,)),
                 **(outer if second_moment else {}),
             }
         )

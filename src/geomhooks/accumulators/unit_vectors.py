@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Field
+from geomhooks.accumulators import Accumulator, Field, counts
 from geomhooks.gpu import load as load_kernels
 from geomhooks.gpu import runs_on
 from geomhooks.native import load, usable
@@ -79,7 +79,7 @@ class UnitVectors(Accumulator):
         super().__init__(
             {
                 "about": Field((kinds, width), f64),
-                "count": Field((kinds, groups), torch.int64),
+                "count": counts((kinds, groups)),
                 "offset": Field((kinds, groups, width), f64),
                 "square": Field((kinds, groups), f64),
             }

@@ -58,7 +58,7 @@ def linear(module: nn.Module, name: str = "") -> Linear:
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a model of some family, for :attr:`Family.block` to describe.
+    """A block of a model of some family, for ``Family.block`` to describe.
 
     Attributes:
         name: of its module.
@@ -279,7 +279,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Around:
-    """A stack of blocks in its model, for :attr:`Family.embeddings` to describe what is around it.
+    """A stack of blocks in its model, for ``Family.embeddings`` to describe what is around it.
 
     Attributes:
         stack: name of the list of blocks.

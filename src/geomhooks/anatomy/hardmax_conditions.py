@@ -37,7 +37,7 @@ EXACT = 1e-6  # of a share, for it to be all
 
 
 class HardmaxFacts(dict[str, Tensor]):
-    """(H,) of each of :data:`FACTS`."""
+    """(H,) of each of ``FACTS``."""
 
     @classmethod
     def of(cls, facts: Tensor) -> HardmaxFacts:
@@ -46,7 +46,7 @@ class HardmaxFacts(dict[str, Tensor]):
 
 
 def hardmax_facts(block: BlockParts) -> Tensor:
-    """(H, F) float64 in the order of :data:`FACTS`; NaN where a head has no bilinear form.
+    """(H, F) float64 in the order of ``FACTS``; NaN where a head has no bilinear form.
 
     ``symmetric_share`` is |S|^2 / |M|^2 for M the query-key form at distance 0 with the norm's gain
     in it, and S its symmetric part, which has ``positive`` and ``negative`` eigenvalues;
@@ -165,5 +165,5 @@ def spread(values: Tensor, kind: str = ".2g") -> str:
     known: Sequence[float] = values[~values.isnan()].tolist()
     if not known:
         return "nothing"
-    ends = [f"{int(v) if kind == 'd' else v:{kind}}" for v in (min(known), max(known))]
+    ends = [f"{v:{'.0f' if kind == 'd' else kind}}" for v in (min(known), max(known))]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)

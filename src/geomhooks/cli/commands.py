@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 import geomhooks as gh
 from geomhooks import measuring
-from geomhooks.cli import demo as demonstration
-from geomhooks.cli import training
 from geomhooks.cli.compare_command import compare_files
+from geomhooks.cli.demo_command import demos
 from geomhooks.cli.factors_command import show_factors
 from geomhooks.cli.failures import EXIT_CODES, guarded
-from geomhooks.cli.leader_words import leader_words
-from geomhooks.cli.options import names_in
-from geomhooks.cli.progress import Interrupted, Interrupts, progress_bar, steps_bar
+from geomhooks.cli.options import STATISTICS, NoReportOption, ReportOption, names_in
+from geomhooks.cli.pages import choose_page, write_beside
+from geomhooks.cli.reading import load_reader, print_geometry, read_texts, write_page_of
 from geomhooks.cli.report_command import report_file
 from geomhooks.cli.table import print_table
 from geomhooks.dictionaries import FactorDictionary, load_dictionary
@@ -31,7 +26,6 @@ from geomhooks.statistics.digests import digest_of
 
 __all__ = ["app", "run"]
 
-STATISTICS = "pos_ctx,sphere"
 ENDINGS = "Exit codes: " + "; ".join(f"{code} {what}" for what, (code, _) in EXIT_CODES.items())
 
 app = typer.Typer(
@@ -65,90 +59,6 @@ def _common(
     ] = False,
 ) -> None:
     """Measure the geometry of a network's hidden states while it runs."""
-
-
-demos = typer.Typer(rich_markup_mode=None)
-app.add_typer(demos, name="demo")
-
-
-@demos.callback(invoke_without_command=True)
-def demo(
-    context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Geometry file to write.")] = Path(
-        "geomhooks-demo.safetensors"
-    ),
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto picks.")] = "auto",
-) -> None:
-    """Measure a small real model (MiniLM) on Python's own documentation, in a minute or two.
-
-    With "train": watch the geometry of another model while it is trained on the same texts.
-    """
-    if context.invoked_subcommand is not None:
-        return
-    measuring.check_writable(out)
-    folder = demonstration.minilm()
-    text = demonstration.documentation()
-    reader = _load(str(folder), length=128, device=device)
-    settings = measuring.Settings(
-        model="all-MiniLM-L6-v2",
-        text=((text.name, text.digest),),
-        statistics=tuple(STATISTICS.split(",")),
-        sites=("blocks",),
-        batch_size=16,
-        max_length=reader.length,
-        contexts=4096,
-        dtype="auto",
-    )
-    geometry = _read(measuring.Run(reader, [text], settings), out)
-    typer.echo(
-        "Shares of the variance of the hidden states: pos belongs to the position, ctx\n"
-        "to the text, resid to neither. Noise is what a sample of this size adds to a\n"
-        "share by chance. Radius is the length after removing the mean entry; the step\n"
-        "angle lies between the input and the output of a block; anisotropy is the mean\n"
-        "cosine between two hidden states.\n"
-        "\nNext, your own model and text:\n"
-        "  geomhooks measure MODEL --text FILE\n"
-        "this geometry as a page of figures:\n"
-        f"  geomhooks report {out} -o report.html\n"
-        "or in Python:\n"
-        f'  import geomhooks as gh; geometry = gh.load("{out}")\n'
-        f'  geometry["{geometry.sites[-1]}"].pos_ctx.pos   # (T, d)'
-    )
-
-
-@demos.command()
-def train(
-    out: Annotated[Path, typer.Option(help="History file to write.")] = Path(
-        "geomhooks-demo-train.safetensors"
-    ),
-    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = training.STEPS,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-) -> None:
-    """Train a small language model on Python's documentation; see its geometry move."""
-    measuring.check_writable(out)
-    _quieten_libraries()
-    with Interrupts() as interrupts, steps_bar(steps) as report:
-        history = training.train(steps, device, report, stop=lambda: bool(interrupts.signal))
-    try:
-        history.save(out)
-    except OSError as error:
-        raise measuring.OutputError(f"cannot write {out}: {error.strerror or error}") from error
-    for shown in training.tables(history):
-        print_table(shown)
-    if interrupts.signal:
-        raise Interrupted(f"stopped early; wrote {out}", interrupts.signal)
-    last = history[history.steps[-1]].sites[-1]
-    typer.echo(
-        "A GPT-2 of random weights learns to predict bytes; at each step the same held-out text\n"
-        "is measured. pos is the part of the hidden states that belongs to the position, ctx to\n"
-        "the text; the stable rank of pos says in how many directions positions differ; the step\n"
-        "angle lies between the input and the output of a block.\n"
-        f"\nwrote {out} ({out.stat().st_size / 1e6:.1f} MB); in Python:\n"
-        f'  import geomhooks as gh; history = gh.History.load("{out}")\n'
-        f'  steps, values = history.curve("{last}/pos_ctx/shares/pos")\n'
-        f'  history[{history.steps[-1]}]["{last}"].pos_ctx.pos   # (T, d)\n'
-        "examples/train_gpt2.py is the loop to copy."
-    )
 
 
 @app.command()
@@ -204,8 +114,16 @@ def measure(
     checkpoint_every: Annotated[
         float, typer.Option(min=0, help="Seconds between checkpoints, kept beside the output.")
     ] = 60.0,
+    report: ReportOption = None,
+    no_report: NoReportOption = False,
+    no_labels: Annotated[
+        bool,
+        typer.Option(
+            "--no-labels", help="Keep no texts: neither file nor page says how contexts begin."
+        ),
+    ] = False,
 ) -> None:
-    """Measure MODEL while it reads text files of any size, as a stream.
+    """Measure MODEL while it reads text files of any size, as a stream; write a page of figures.
 
     Interrupted with Ctrl-C, or killed, it goes on with --resume from its last checkpoint and ends
     with the same numbers. Each piece of a document that is longer than --max-length is a context
@@ -216,16 +134,18 @@ def measure(
     """
     ranks = measuring.Ranks.started()
     readers: list[measuring.Reader] = []
+    pages: list[Path | None] = []
 
     def prepare() -> measuring.Run | gh.Geometry:
         """The run that is to be done, or the geometry that is there already."""
         measuring.check_writable(out)
+        pages.append(choose_page(out, report, none=no_report))
         checkpoint = measuring.checkpoint_of(out, ranks)
         _check_earlier_runs(out, ranks, resume=resume, overwrite=overwrite)
         factors = None if dictionary is None else load_dictionary(dictionary)
         _check_names(statistics, sites, [path.name for path in text], factors)
         sources = [measuring.TextFile.open(path, documents, field) for path in text]
-        reader = _load(
+        reader = load_reader(
             model,
             quiet=ranks.rank > 0,
             gguf_file=gguf_file,
@@ -251,7 +171,14 @@ def measure(
             measuring.check_same(out, geometry.notes, settings)
             return geometry
         run = measuring.Run(
-            reader, sources, settings, checkpoint, checkpoint_every, ranks, _coder(factors)
+            reader,
+            sources,
+            settings,
+            checkpoint,
+            checkpoint_every,
+            ranks,
+            _coder(factors),
+            labels=not no_labels,
         )
         if resume:
             run.resume()
@@ -266,12 +193,15 @@ def measure(
         finished = ranks.gather(isinstance(whole, gh.Geometry))[0]
         if isinstance(whole, gh.Geometry):
             Console(stderr=True).print(f"{out} is finished already", highlight=False)
-            _print(whole, readers[0])
+            print_geometry(whole, readers[0])
+            write_beside(whole, pages[0], words=readers[0].word)
         elif not finished:
             tokens = sum(ranks.gather(whole.progress.tokens))
             if tokens and ranks.rank == 0:
                 typer.echo(f"going on after {tokens:,} tokens", err=True)
-            _read(whole, out)
+            geometry = read_texts(whole, out)
+            if ranks.rank == 0:
+                write_page_of(whole, geometry, pages[0])
 
 
 @app.command()
@@ -297,73 +227,10 @@ def merge(
     typer.echo(f"wrote {out}")
 
 
+app.add_typer(demos, name="demo")
 app.command("compare")(compare_files)
 app.command("factors")(show_factors)
 app.command("report")(report_file)
-
-
-def _load(name: str, *, quiet: bool = False, **options: Any) -> measuring.Reader:
-    _quieten_libraries()
-    reader = measuring.load_model(name, **options)
-    if reader.missing and not quiet:
-        typer.echo(
-            f"warning: {len(reader.missing)} weights are not in the checkpoint of {name} and are "
-            f"random: {', '.join(reader.missing[:3])}",
-            err=True,
-        )
-    return reader
-
-
-def _quieten_libraries() -> None:
-    """Let one line on stderr be one line; whatever matters in theirs is in ours."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is first imported
-    with suppress(ImportError):  # what is missing is told when it is used
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.set_verbosity_error()
-        if not sys.stderr.isatty():
-            transformers_logging.disable_progress_bar()
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
-def _read(whole: measuring.Run, out: Path) -> gh.Geometry:
-    ranks, total = whole.ranks, whole.progress.total
-    try:
-        with Interrupts() as interrupts, progress_bar(total, shown=ranks.rank == 0) as report:
-            geometry = whole.read(report, stop=lambda: bool(interrupts.signal))
-    except measuring.Stopped as stopped:
-        kept = whole.checkpoint
-        next_step = "; the same command with --resume goes on" if kept else "; nothing was written"
-        raise Interrupted(f"{stopped}{next_step}", interrupts.signal) from stopped
-
-    def write() -> None:
-        if ranks.rank == 0:
-            measuring.save(geometry, out, whole.notes)
-
-    ranks.together(write)
-    # That of rank 0 last: while it is there, the run counts as unfinished.
-    for mine in (ranks.rank > 0, ranks.rank == 0):
-        if whole.checkpoint and mine:
-            whole.checkpoint.unlink(missing_ok=True)
-        ranks.gather(mine)
-    if ranks.rank:
-        return geometry
-    _print(geometry, whole.reader)
-    progress = whole.progress
-    typer.echo(
-        f"{progress.tokens:,} tokens of {progress.contexts:,} contexts in {progress.seconds:.0f} s;"
-        f" wrote {out} ({out.stat().st_size / 1e6:.1f} MB)\n"
-    )
-    return geometry
-
-
-def _print(geometry: gh.Geometry, reader: measuring.Reader) -> None:
-    """The table of a geometry, and of the words that lead where they were counted."""
-    print_table(geometry)
-    words = leader_words(geometry, reader.spell)
-    if words is not None:
-        print_table(words)
 
 
 def _check_earlier_runs(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import geomhooks as gh
-from geomhooks.cli.comparing import SCALARS, Options, compare_geometries
-from geomhooks.cli.comparing_histories import compare_histories
+from geomhooks import measuring
 from geomhooks.cli.comparison_tables import tables, without_nan
 from geomhooks.cli.options import names_in
-from geomhooks.cli.table import print_table
+from geomhooks.cli.table import print_table, printable
+from geomhooks.comparing import Options, compare_geometries, compare_histories
 from geomhooks.files import kind_of
 
 __all__ = ["compare_files"]
@@ -32,8 +33,12 @@ def compare_files(
         ),
     ] = "",
     scalars: Annotated[
-        str, typer.Option(help="Globs over names of scalars, commas between.")
-    ] = ",".join(SCALARS),
+        str | None,
+        typer.Option(
+            help="Globs over names of scalars, commas between. [default: the main ones of each "
+            "statistic that the files have]"
+        ),
+    ] = None,
     sites: Annotated[
         str, typer.Option(help="Globs over names of sites of geometries, commas between.")
     ] = "*",
@@ -47,6 +52,9 @@ def compare_files(
         int, typer.Option(min=0, help="For each p-value of pos and ctx; 0 spares their time.")
     ] = 99,
     level: Annotated[float, typer.Option(help="Of the confidence intervals.")] = 0.95,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="HTML page of figures to write.")
+    ] = None,
     quality: Annotated[
         str,
         typer.Option(
@@ -69,7 +77,7 @@ def compare_files(
     if not 0 < level < 1:
         raise typer.BadParameter(f"--level: a number between 0 and 1 is needed; found {level}")
     for option, names in {"--scalars": scalars, "--sites": sites}.items():
-        if not names_in(names):
+        if names is not None and not names_in(names):
             raise typer.BadParameter(f"{option} is empty; name one or more, commas between")
     conditions = names_in(groups)
     if conditions and len(conditions) != len(files):
@@ -87,8 +95,10 @@ def compare_files(
         raise typer.BadParameter(f"files of one kind are needed; {found}")
     if quality and "geometry" in kinds:
         raise typer.BadParameter(f"--quality {quality} is for histories; these are geometries")
+    if out is not None:
+        measuring.check_writable(out)
     options = Options(
-        scalars=names_in(scalars),
+        scalars=names_in(scalars or ""),
         sites=names_in(sites),
         conditions=conditions,
         dimensions=dimensions,
@@ -98,15 +108,30 @@ def compare_files(
         quality=quality,
     )
     paths = [str(file) for file in files]
+    runs: list[gh.History] | list[gh.Geometry]
     if "history" in kinds:
-        report = compare_histories(paths, [gh.History.load(file) for file in files], options)
+        runs = [gh.History.load(file) for file in files]
+        report = compare_histories(paths, runs, options)
     else:
-        report = compare_geometries(paths, [gh.load(file) for file in files], options)
+        runs = [gh.load(file) for file in files]
+        report = compare_geometries(paths, runs, options)
     if as_json:
         typer.echo(json.dumps(without_nan(report), indent=1, allow_nan=False))
-        return
-    for shown in tables(report):
-        if isinstance(shown, str):
-            typer.echo(shown)
-        else:
-            print_table(shown)
+    else:
+        for shown in tables(report):
+            if isinstance(shown, str):
+                typer.echo("\n".join(map(printable, shown.split("\n"))))
+            else:
+                print_table(shown)
+    if out is not None:
+        _write(runs, report, out)
+        typer.echo(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)", err=as_json)
+
+
+def _write(runs: Sequence[gh.Geometry] | Sequence[gh.History], report: Any, out: Path) -> None:
+    from geomhooks.report.comparison import write_comparison
+
+    try:
+        write_comparison(runs, report, out)
+    except OSError as error:
+        raise measuring.OutputError(f"cannot write {out}: {error.strerror or error}") from error

@@ -9,6 +9,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from geomhooks.cli.table import printable
+
 __all__ = ["tables", "without_nan"]
 
 Numbers = dict[str, Any]
@@ -42,7 +44,9 @@ def _of_geometries(report: Numbers) -> Iterator[Table | str]:
         if names:
             shown = _table("site", *(_header(name) for name in names))
             for label, site in sites.items():
-                shown.add_row(label, *(_difference(site["scalars"].get(name)) for name in names))
+                shown.add_row(
+                    printable(label), *(_difference(site["scalars"].get(name)) for name in names)
+                )
             yield shown
         if any("pos" in site for site in sites.values()):
             yield _ctx(sites, level)
@@ -50,8 +54,8 @@ def _of_geometries(report: Numbers) -> Iterator[Table | str]:
             yield from _reasons(sites)
         elif not names:
             yield (
-                "nothing that is compared by default is in both; name what to compare, such as "
-                "--scalars '*/mean'"
+                "the files have no number in common; geometries are compared by what the same "
+                "statistics measured"
             )
     if "tests" in report:
         rows = [
@@ -77,7 +81,7 @@ def _ctx(sites: Numbers, level: str) -> Table:
         ctx = site.get("ctx", {})
         cka, distance = ctx.get("cka", {}), ctx.get("procrustes", {})
         cells = [str(ctx.get("compared", "-")), _interval(cka), _p(cka), _interval(distance)]
-        shown.add_row(label, *cells, _number(distance.get("expected")), _p(distance))
+        shown.add_row(printable(label), *cells, _number(distance.get("expected")), _p(distance))
     return shown
 
 
@@ -94,7 +98,7 @@ def _pos(sites: Numbers) -> Table:
             angles = site.get("pos", {}).get(side, {})
             cells += [_number(angles.get("overlap")), _number(angles.get("expected_overlap"))]
             cells.append(_p(angles))
-        shown.add_row(label, *cells)
+        shown.add_row(printable(label), *cells)
     return shown
 
 
@@ -128,9 +132,11 @@ def _of_histories(report: Numbers) -> Iterator[Table | str]:
         for pair in scalar["pairs"]:
             distance, spearman = pair["warping_distance"], _interval(pair["spearman"])
             files = " | ".join(pair["files"])
-            shown.add_row(name, files, str(scalar["steps"]), _number(distance), spearman)
+            shown.add_row(
+                printable(name), printable(files), str(scalar["steps"]), _number(distance), spearman
+            )
         for each in scalar.get("quality", []):
-            quality.add_row(name, each["file"], _interval(each))
+            quality.add_row(printable(name), printable(each["file"]), _interval(each))
             if "unavailable" in each:
                 reasons.append(f"{name}, {each['file']}: {each['unavailable']}")
         if "tests" in scalar:
@@ -161,7 +167,13 @@ def _tests(
         )
         for place, measure, tests in done:
             ps = [_p(tests[who][how]) for who in ("runs", "pairs") for how in tests[who]]
-            shown.add_row(place, measure, _number(tests["same"]), _number(tests["different"]), *ps)
+            shown.add_row(
+                printable(place),
+                printable(measure),
+                _number(tests["same"]),
+                _number(tests["different"]),
+                *ps,
+            )
         yield shown
         runs = done[0][2]["runs"]["mean"]
         ways = f"{'all ' if runs['exact'] else ''}{runs['arrangements']:,}"
@@ -183,7 +195,7 @@ def _table(*headers: str) -> Table:
 
 def _header(name: str) -> str:
     """A scalar's name in a few lines."""
-    return "\n".join(name.removeprefix("pos_ctx/").split("/"))
+    return "\n".join(map(printable, name.removeprefix("pos_ctx/").split("/")))
 
 
 def _difference(found: Numbers | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import geomhooks as gh
 from geomhooks import functional, measuring
-from geomhooks.cli.table import print_table
+from geomhooks.cli.table import print_table, printable
 from geomhooks.errors import FileFormatError, SchemaError, SiteError
 
 __all__ = ["show_factors"]
@@ -127,7 +128,7 @@ def _list(
                 str(factor),
                 str(wanted),
                 f"{float(measured.levels.depth[factor]):.2f}" if wanted != "none" else "-",
-                Text(site) if wanted != "none" else "-",
+                Text(printable(site)) if float(largest[factor]) > 0 else "-",
                 f"{float(largest[factor]):.3g}",
                 _entropy(ids),
                 _frequent(ids, decode),
@@ -147,7 +148,7 @@ def _curve(measured: _Measured, factor: int, decode: Callable[[list[int]], str])
         ids = found.top.token_id[factor]
         numbers = (found.importance, found.firing_rate, found.mean)
         shown.add_row(
-            Text(site),
+            Text(printable(site)),
             *(f"{float(values[factor]):.3g}" for values in numbers),
             _entropy(ids),
             _frequent(ids, decode),
@@ -164,7 +165,7 @@ def _contexts(
 ) -> Table:
     """The tokens that one factor is most active at, in their windows."""
     shown = _table("activation", "position")
-    shown.title, shown.title_justify = f"factor {factor} at {site}", "left"
+    shown.title, shown.title_justify = f"factor {factor} at {printable(site)}", "left"
     shown.add_column("context", overflow="fold")
     for context in functional.factor_contexts(measured.results[site].top, factor)[:number]:
         text = marked_text(context, decode)
@@ -190,13 +191,9 @@ def marked_text(context: functional.FactorContext, decode: Callable[[list[int]],
     else:  # the text of a token depends on its neighbours
         token, after = decode([context.token]), decode(context.after)
     word = token.lstrip(" ")
-    text = Text(_printable(before + token[: len(token) - len(word)]))
-    text.append("«", style="dim").append(_printable(word), style="bold").append("»", style="dim")
-    return text.append(_printable(after))
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    text = Text(printable(before + token[: len(token) - len(word)]))
+    text.append("«", style="dim").append(printable(word), style="bold").append("»", style="dim")
+    return text.append(printable(after))
 
 
 def _entropy(ids: Tensor) -> str:
@@ -207,7 +204,7 @@ def _entropy(ids: Tensor) -> str:
 def _frequent(ids: Tensor, decode: Callable[[list[int]], str]) -> Text:
     """The most frequent tokens, and how often they are there."""
     counts = functional.token_counts(ids)[:WORDS]
-    return Text(", ".join(f"{_printable(decode([i]).strip())} {times}" for i, times in counts))
+    return Text(", ".join(f"{printable(decode([i]).strip())} {times}" for i, times in counts))
 
 
 def _table(*columns: str) -> Table:
@@ -229,17 +226,15 @@ def _decoder(
     settings = geometry.notes.get("settings")
     settings = settings if isinstance(settings, dict) else {}
     name = tokenizer or settings.get("model")
-    if name is None:
+    if not isinstance(name, str):
         raise measuring.ModelError(
             f"{file} does not say of which model it is; name its tokenizer by --tokenizer"
         )
     packed = None if tokenizer else settings.get("gguf_file")
+    packed = packed if isinstance(packed, str) else None
     try:
         found = measuring.load_tokenizer(name, packed)
     except measuring.ModelError as error:
         raise measuring.ModelError(f"{error}. Name one by --tokenizer") from error
 
-    def decode(ids: list[int]) -> str:
-        return str(found.decode(ids, clean_up_tokenization_spaces=False))
-
-    return decode
+    return partial(measuring.text_of, found)

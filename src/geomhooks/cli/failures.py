@@ -11,6 +11,7 @@ from typing import cast
 import typer
 
 from geomhooks.cli.progress import Interrupted
+from geomhooks.cli.table import printable
 from geomhooks.errors import (
     AnatomyError,
     FileFormatError,
@@ -95,5 +96,5 @@ def _fail(code: int, message: str, *, everywhere: bool = False) -> int:
     """Tell a failure; one that befalls all processes of a run is told by the first."""
     if everywhere and Ranks.started().rank:
         return code
-    print(f"geomhooks: {' '.join(message.split())}", file=sys.stderr)
+    print(f"geomhooks: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code

@@ -5,26 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 import geomhooks as gh
+from geomhooks.cli.table import printable
 
-__all__ = ["leader_words", "printable"]
+__all__ = ["leader_words"]
 
 SHOWN = 10
-
-
-def printable(token: str) -> str:
-    r"""A token as it can stand in a table: what does not print is escaped.
-
-    Example:
-        >>> printable("a\n"), printable("[red]")
-        ('a\\n', '\\[red]')
-    """
-    return escape(
-        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
-    )
 
 
 def leader_words(geometry: gh.Geometry, spell: Callable[[list[int]], list[str]]) -> Table | None:
@@ -44,5 +32,6 @@ def leader_words(geometry: gh.Geometry, spell: Callable[[list[int]], list[str]])
         words = found.leaders.words
         ids, counts = words.ids[:SHOWN].tolist(), words.counts[:SHOWN].tolist()
         pairs = zip(spell(ids), counts, strict=True)
-        shown.add_row(site, "  ".join(f"{printable(token)} {count}" for token, count in pairs))
+        told = "  ".join(f"{printable(token)} {count}" for token, count in pairs)
+        shown.add_row(printable(site), told)
     return shown if shown.row_count else None

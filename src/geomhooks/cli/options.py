@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["names_in"]
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["STATISTICS", "NoReportOption", "ReportOption", "names_in"]
+
+STATISTICS = "pos_ctx,sphere"  # that are measured unless others are named
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Page of figures to write. [default: beside the output, as .html]"
+    ),
+]
+NoReportOption = Annotated[bool, typer.Option("--no-report", help="Write no page of figures.")]
 
 
 def names_in(commas: str) -> tuple[str, ...]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import geomhooks as gh
 from geomhooks import measuring
+from geomhooks.cli.options import names_in
+from geomhooks.cli.pages import known_of
 from geomhooks.files import kind_of
 
 __all__ = ["report_file"]
@@ -26,9 +30,20 @@ def report_file(
         str | None,
         typer.Option(
             metavar="TOKENIZER",
-            help="Hub name or local folder of a tokenizer, for the words of Trajectories.",
+            help="Hub name or local folder of a tokenizer, for the words of tokens. "
+            "[default: that of the model, where it is on this machine]",
         ),
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            help="What to call contexts, by id. [default: how they begin, where FILE says it]",
+        ),
+    ] = None,
+    groups: Annotated[
+        str, typer.Option(help="Names of the group labels 0, 1, ..., commas between.")
+    ] = "",
 ) -> None:
     """Write one HTML page with all figures of FILE, which opens offline.
 
@@ -38,17 +53,48 @@ def report_file(
 
     measuring.check_writable(out)
     measured = gh.History.load(file) if kind_of(file) == "history" else gh.load(file)
-    shown = None
-    if words is not None:
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(words)
-        except (OSError, ValueError) as error:
-            raise typer.BadParameter(f"--words {words}: no tokenizer: {error}") from error
-        shown = tokenizer.decode
+    known = known_of(measured) if isinstance(measured, gh.Geometry) else {}
+    if labels is not None:
+        known["labels"] = _labels(labels)
+    if groups:
+        known["groups"] = names_in(groups)
+    spoken = _words(words) if words is not None else _own_words(measured)
     try:
-        write_report(measured, out, title=title, words=shown)
+        write_report(measured, out, title=title, words=spoken, **known)
     except OSError as error:
         raise measuring.OutputError(f"cannot write {out}: {error.strerror or error}") from error
     typer.echo(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+def _labels(path: Path) -> dict[int, str]:
+    """Labels by id, of a JSON object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {int(identity): str(text) for identity, text in found.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise typer.BadParameter(
+            f"--labels {path}: a JSON object of texts by ids of contexts is needed, such as "
+            f'{{"3": "a title"}}: {error}'
+        ) from error
+
+
+def _words(name: str) -> Callable[[int], str]:
+    """What makes words of ids, by the tokenizer that is named."""
+    try:
+        tokenizer = measuring.load_tokenizer(name)
+    except measuring.ModelError as error:
+        raise typer.BadParameter(f"--words {name}: no tokenizer: {error}") from error
+    return lambda token: measuring.text_of(tokenizer, [token])
+
+
+def _own_words(measured: gh.Geometry | gh.History) -> Callable[[int], str] | None:
+    """The same by the tokenizer of the model that was measured; None unless it is at hand."""
+    settings: Any = measured.notes.get("settings")
+    name = settings.get("model") if isinstance(settings, dict) else None
+    if not isinstance(name, str):
+        return None
+    try:
+        tokenizer = measuring.load_tokenizer(name, settings.get("gguf_file"), offline=True)
+    except gh.errors.GeomhooksError:
+        return None
+    return lambda token: measuring.text_of(tokenizer, [token])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from glob import escape
 from typing import NamedTuple
 
 from rich import box
@@ -11,8 +12,22 @@ from rich.console import Console
 from rich.table import Table
 
 import geomhooks as gh
+from geomhooks.comparing.options import choose_scalars
 
-__all__ = ["print_table", "table"]
+__all__ = ["print_table", "printable", "table"]
+
+
+def printable(text: str) -> str:
+    r"""A text that a terminal shows and does not obey: what does not print is escaped.
+
+    Example:
+        >>> printable("a\n\x1b[2J")
+        'a\\n\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+MOST = 8  # columns of a statistic that has none of its own
 
 
 class _Column(NamedTuple):
@@ -68,11 +83,14 @@ def table(geometry: gh.Geometry) -> Table:
     A column stands where at least one site has its number; "-" where a site has none.
     """
     scalars = geometry.scalars(only=[f"*/{column.scalar}" for column in _COLUMNS])
+    terms = geometry.scalars(only="*/components/importance/*/mean")
     columns = [
         column
-        for column in _COLUMNS
-        if any(f"{site}/{column.scalar}" in scalars for site in geometry.sites)
+        for column in (*_COLUMNS, *_terms(terms))
+        if any(f"{site}/{column.scalar}" in scalars | terms for site in geometry.sites)
     ]
+    columns += _others(geometry, columns)
+    scalars |= terms | geometry.scalars(only=[f"*/{column.scalar}" for column in columns])
     shown = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     shown.add_column("site", no_wrap=True)
     for column in columns:
@@ -80,7 +98,7 @@ def table(geometry: gh.Geometry) -> Table:
     for site in geometry.sites:
         values = [scalars.get(f"{site}/{column.scalar}", math.nan) for column in columns]
         shown.add_row(
-            site,
+            printable(site),
             *(
                 "-" if math.isnan(value) else column.show(value)
                 for column, value in zip(columns, values, strict=True)
@@ -89,9 +107,33 @@ def table(geometry: gh.Geometry) -> Table:
     return shown
 
 
+def _terms(scalars: Iterable[str]) -> list[_Column]:
+    """How important each term of the hidden states is."""
+    found = dict.fromkeys(name.rpartition("/components/")[2] for name in scalars)
+    names = {name: name.split("/")[1].replace("_", " ") for name in found}
+    return [
+        _Column(f"importance\nof {term}", f"components/{name}", style="bold")
+        for name, term in names.items()
+    ]
+
+
+def _others(geometry: gh.Geometry, columns: Sequence[_Column]) -> list[_Column]:
+    """Some numbers of statistics of which no column tells, such as a user's own."""
+    told = {column.scalar.partition("/")[0] for column in columns}
+    made: dict[str, _Column] = {}
+    for site in geometry.sites:
+        for statistic in sorted(set(geometry[site]) - told):
+            names = geometry.scalars(only=f"{escape(site)}/{statistic}/*")
+            for name in choose_scalars(names)[:MOST]:
+                scalar = name.removeprefix(f"{site}/")
+                header = "\n".join(scalar.split("/")[1:]).replace("_", " ")
+                made.setdefault(scalar, _Column(header, scalar, "{:.4g}".format))
+    return list(made.values())
+
+
 def print_table(shown: gh.Geometry | Table) -> None:
-    """Print to stdout, whole where that is no terminal."""
-    console = Console()
+    """Print to stdout, whole where that is no terminal; names are no markup."""
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(width=200)  # whoever reads a pipe wants whole names
+        console = Console(markup=False, emoji=False, width=200)  # a pipe wants whole names
     console.print(table(shown) if isinstance(shown, gh.Geometry) else shown)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Sum
+from geomhooks.accumulators import Count, Sum
 from geomhooks.accumulators.table import EMPTY
 from geomhooks.errors import TokensError
 from geomhooks.forwards.caches import UNTOLD, Running, marks_of, reference_to
@@ -86,8 +86,8 @@ class TokenStream:
     running: list[Running] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.census = Sum((len(CENSUS),), torch.int64)
-        self.next_key = Sum((), torch.int64)
+        self.census = Count((len(CENSUS),))
+        self.next_key = Count()
 
     def allocate(self, device: torch.device) -> None:
         """Create the running tensors."""

@@ -168,7 +168,7 @@ class Tokens:
 
     @property
     def length(self) -> int:
-        """T."""
+        """How long rows are, T."""
         return self.real.shape[1]
 
     @property

@@ -81,7 +81,7 @@ def factored_svd(left: Tensor, right: Tensor) -> FactoredSVD:
 def coverage(values: Tensor) -> Tensor:
     r"""Share of the leading singular values in their sum, for every number of them.
 
-    .. math:: c_r = \sum_{i \le r} \sigma_i / \sum_i \sigma_i, \quad r = 1, \dots, p
+    .. math:: c_r = \sum_{i \le r} \sigma_i / \sum_i \sigma_i, \quad r = 1, \ldots, p
 
     Molina's coverage curve (arXiv 2309.07315), of each head; :func:`explained_ratio` is one point
     of it. NaN where all are zero.

@@ -1,5 +1,7 @@
 """``GeometryCallback`` for the Trainer of Hugging Face transformers.
 
+It is given to the Trainer::
+
     trainer = Trainer(model, args, train_dataset=data, callbacks=[GeometryCallback()])
     trainer.train()
 
@@ -19,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomhooks.errors import MissingExtraError, WatchError
-from geomhooks.files import pack_state, read_file, unpack_state, write_file
+from geomhooks.files import read_file, write_file
 from geomhooks.forwards.schedule import When
 from geomhooks.history import History, Snapshots
 from geomhooks.integrations.monitor import DEFAULT_SCALARS, TRAIN, Monitor
 from geomhooks.integrations.ranks import Ranks
+from geomhooks.packing import pack_state, unpack_state
 from geomhooks.statistics.base import Statistic
 
 try:

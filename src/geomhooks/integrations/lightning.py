@@ -1,5 +1,7 @@
 """``GeometryCallback`` for the Trainer of Lightning, imported as ``lightning`` or the older name.
 
+It is given to the Trainer::
+
     trainer = Trainer(callbacks=[GeometryCallback()])
     trainer.fit(module, data)
 

@@ -2,6 +2,7 @@
 
 from geomhooks.measuring.activations import FactorActivations
 from geomhooks.measuring.errors import ModelError, OutputError, ResumeError
+from geomhooks.measuring.labels import labels_in
 from geomhooks.measuring.models import Reader, load_model, load_tokenizer
 from geomhooks.measuring.outputs import (
     check_writable,
@@ -15,6 +16,7 @@ from geomhooks.measuring.ranks import Elsewhere, Ranks
 from geomhooks.measuring.run import Progress, Run, Stopped
 from geomhooks.measuring.settings import Settings, check_same, statistics_named
 from geomhooks.measuring.texts import Passages, Source, TextFile
+from geomhooks.measuring.words import text_of
 
 __all__ = [
     "Elsewhere",
@@ -35,10 +37,12 @@ __all__ = [
     "check_writable",
     "checkpoint_of",
     "checkpoints_beside",
+    "labels_in",
     "load_model",
     "load_tokenizer",
     "remove_checkpoints",
     "remove_unfinished",
     "save",
     "statistics_named",
+    "text_of",
 ]

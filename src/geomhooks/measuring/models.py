@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from geomhooks.errors import MissingExtraError
 from geomhooks.measuring.errors import ModelError
+from geomhooks.measuring.words import spell, text_of
 
 __all__ = ["DTYPES", "Reader", "load_model", "load_tokenizer", "pick_device"]
 
@@ -32,6 +34,8 @@ class Reader:
         pad: the token id that fills up a batch; it is masked.
         missing: weights that the checkpoint lacks, so that they are random.
         spell: gives the tokens of ids.
+        text: gives the text of ids, without the marks that the model adds.
+        word: gives the text of one id; of a mark, its name.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Reader:
     pad: int
     missing: tuple[str, ...]
     spell: Callable[[list[int]], list[str]]
+    text: Callable[[list[int]], str]
+    word: Callable[[int], str]
 
 
 def load_model(
@@ -99,16 +105,19 @@ def load_model(
         length=length,
         pad=next(token for token in pads if token is not None),
         missing=tuple(sorted(key for key in info["missing_keys"] if "pooler" not in key)),
-        spell=lambda ids: [str(token) for token in tokenizer.convert_ids_to_tokens(ids)],
+        spell=partial(spell, tokenizer),
+        text=partial(text_of, tokenizer, marks=False),
+        word=lambda token: text_of(tokenizer, [token]),
     )
 
 
-def load_tokenizer(name: str, gguf_file: str | None = None) -> Any:
+def load_tokenizer(name: str, gguf_file: str | None = None, *, offline: bool = False) -> Any:
     """Load the tokenizer of a model by hub name or local folder.
 
     Args:
         name: hub name, or folder that ``save_pretrained`` wrote.
         gguf_file: read it from this GGUF file of it.
+        offline: only where it is on this machine.
 
     Raises:
         ModelError: there is none.
@@ -121,7 +130,9 @@ def load_tokenizer(name: str, gguf_file: str | None = None) -> Any:
             f"loading a tokenizer needs transformers ({error}): "
             "pip install 'geomhooks[transformers]'"
         ) from error
-    options: dict[str, Any] = {"local_files_only": True} if Path(name).is_dir() else {}
+    options: dict[str, Any] = {}
+    if offline or Path(name).is_dir():
+        options["local_files_only"] = True
     if gguf_file:
         options["gguf_file"] = gguf_file
     missing = f"the model {name!r} has no tokenizer that can be loaded, so it reads no text"

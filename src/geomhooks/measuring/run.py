@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import geomhooks as gh
-from geomhooks.errors import GeomhooksError
+from geomhooks.descriptions import flag, items_of, number, record, whole
+from geomhooks.errors import GeomhooksError, SchemaError
 from geomhooks.measuring.batches import Batch, Cursor, batches
 from geomhooks.measuring.errors import (
     ModelError,
     OutOfMemoryError,
+    ResumeError,
     TextError,
 )
+from geomhooks.measuring.labels import TOKENS, Labels, labels_in
 from geomhooks.measuring.models import Reader
 from geomhooks.measuring.outputs import save
 from geomhooks.measuring.ranks import Ranks
@@ -52,6 +56,16 @@ class Progress:
     finished: bool = False
 
 
+PROGRESS = record(
+    {
+        "cursor": items_of(*[whole(0)] * len(Cursor._fields)),
+        **dict.fromkeys(("done", "seconds"), number),
+        **dict.fromkeys(("total", "contexts", "tokens"), whole(0)),
+        "finished": flag,
+    }
+)
+
+
 class Stopped(Exception):
     """A run was asked to stop, and has saved what is needed to go on."""
 
@@ -71,6 +85,7 @@ class Run:
         every: seconds between two checkpoints.
         ranks: the processes that share out the documents of the texts, this one among them.
         encoder: what factors are made with, where they are measured.
+        labels: keep how the contexts begin, for figures.
     """
 
     def __init__(
@@ -82,6 +97,7 @@ class Run:
         every: float = 60.0,
         ranks: Ranks = Ranks(),
         encoder: Any = None,
+        labels: bool = True,
     ) -> None:
         self.reader = reader
         self.sources = sources
@@ -90,6 +106,8 @@ class Run:
         self.every = every
         self.ranks = ranks
         self.progress = Progress(total=sum(source.size for source in sources))
+        self.labels = Labels(settings.contexts if labels else 0)
+        self.prompt: Tensor | None = None  # (1, T) ids of a context that was read
         self.watch = gh.watch(
             reader.model,
             sites=settings.sites[0] if len(settings.sites) == 1 else list(settings.sites),
@@ -104,22 +122,31 @@ class Run:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What to write beside the numbers: the settings and how far the run is."""
-        return {"settings": asdict(self.settings), "progress": asdict(self.progress)}
+        """What to write beside the numbers: settings, how far the run is, how contexts begin."""
+        return {
+            "settings": asdict(self.settings),
+            "progress": asdict(self.progress),
+            "labels": {str(identity): text for identity, text in self.labels.texts.items()},
+        }
 
     def resume(self) -> bool:
         """Go on from the checkpoint; False where there is none.
 
         Raises:
-            ResumeError: it belongs to a run with other settings.
+            ResumeError: it belongs to a run with other settings, or does not say how far it was.
         """
         if self.checkpoint is None or not self.checkpoint.exists():
             return False
         geometry = gh.load(self.checkpoint)
         check_same(self.checkpoint, geometry.notes, self.settings)
-        saved = geometry.notes["progress"]
+        saved: Any = geometry.notes.get("progress")
+        try:
+            PROGRESS(saved, "notes.progress")
+        except SchemaError as error:
+            raise ResumeError(f"{self.checkpoint}: {error}") from error
         self.watch.load_state_dict(geometry.state_dict())
         self.progress = Progress(**{**saved, "cursor": Cursor(*saved["cursor"])})
+        self.labels.take([labels_in(geometry.notes)])
         return True
 
     def read(
@@ -153,6 +180,7 @@ class Run:
         with torch.inference_mode(), self.watch if first else nullcontext():
             for batch in chain([first] if first else [], left):
                 self._forward(batch, device)
+                self._label(batch)
                 self.progress = replace(
                     self.progress,
                     cursor=batch.after,
@@ -183,6 +211,7 @@ class Run:
             raise TextError(f"there is no text in {names}")
         with self.ranks.reaching():
             geometry = self.watch.geometry(sync=True) if several else self.watch.geometry()
+        self.labels.take(self.ranks.gather(self.labels.texts))
         seconds = max(part.seconds for part in parts)
         self.progress = replace(self.progress, contexts=contexts, tokens=tokens, seconds=seconds)
         return geometry
@@ -191,6 +220,20 @@ class Run:
         """Write the state, and how far the text has been read, to one file at once."""
         if self.checkpoint is not None:
             save(self.watch.geometry(), self.checkpoint, self.notes)
+
+    def _label(self, batch: Batch) -> None:
+        """Note how its contexts begin, with the name of the text where no group tells it."""
+        ids, lengths = batch.input_ids, batch.attention_mask.sum(1).tolist()
+
+        def text(row: int) -> str:
+            # Marks of the model, which are not shown, take some of the tokens.
+            begins = self.reader.text(ids[row, : min(TOKENS, lengths[row])].tolist())
+            named = len(self.sources) > 1 and GROUPED not in self.settings.statistics
+            return f"{self.sources[int(batch.sources[row])].name}: {begins}" if named else begins
+
+        self.labels.note(batch.contexts.tolist(), text)
+        if self.prompt is None:
+            self.prompt = ids[:1, : lengths[0]].clone()
 
     def _forward(self, batch: Batch, device: torch.device) -> None:
         try:

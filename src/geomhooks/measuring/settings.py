@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import geomhooks as gh
+from geomhooks.descriptions import items_of, list_of, text
+from geomhooks.errors import SchemaError
 from geomhooks.measuring.errors import ResumeError
 
 __all__ = ["GROUPED", "Settings", "check_same", "statistics_named"]
@@ -99,6 +101,9 @@ def _different(names: Sequence[str]) -> list[str]:
     ]
 
 
+TEXTS = list_of(items_of(text, text))
+
+
 def check_same(path: Path, notes: dict[str, Any], settings: Settings) -> None:
     """Refuse to go on from a file that other settings made.
 
@@ -108,6 +113,10 @@ def check_same(path: Path, notes: dict[str, Any], settings: Settings) -> None:
     saved = notes.get("settings")
     if not isinstance(saved, dict):
         raise ResumeError(f"{path} was not written by geomhooks measure, so it cannot be resumed")
+    try:
+        TEXTS(saved.get("text"), "notes.settings.text")
+    except SchemaError as error:
+        raise ResumeError(f"{path}: {error}") from error
     wanted = asdict(settings)
     differ = [name for name in wanted if saved.get(name) != _jsonable(wanted[name])]
     if differ:

@@ -2,60 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from geomhooks.errors import FigureError, MissingExtraError, UnidentifiedError
+from geomhooks.errors import FigureError
 from geomhooks.history import History
 from geomhooks.report import figures
-from geomhooks.report.summary import Finding, describe_input, find_outstanding
-from geomhooks.report.tables import site_table
-from geomhooks.report.theme import graph_objects, label, template
+from geomhooks.report.movement import find_movement
+from geomhooks.report.of_model import entries_of_model
+from geomhooks.report.rendering import Entry, draw, render, write_page
+from geomhooks.report.scalar_names import named
+from geomhooks.report.summary import describe_input, explain_parts, find_outstanding
+from geomhooks.report.tables import geometry_table
 from geomhooks.snapshot import Geometry
-from geomhooks.version import __version__
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from torch import Tensor, nn
 
     from geomhooks.report.figures import Words
 
 __all__ = ["report_page", "write_report"]
 
-FILES = Path(__file__).parent / "page_files"
 MANY = 16  # sites, from which figures of all pairs are drawn smaller
-TRAINING = {
-    "pos_ctx/shares/pos": "The share of position",
-    "pos_ctx/shares/ctx": "The share of context",
-    "pos_ctx/stable_rank": "In how many directions positions differ",
-    "sphere/norm/mean": "How long states are",
-    "sphere/step_angle/mean": "How far blocks turn states, in radians",
-    "sphere/anisotropy": "How alike directions are",
-}
-
-
-class Entry(NamedTuple):
-    """A figure of the page before it is made."""
-
-    name: str
-    heading: str
-    make: Callable[[], go.Figure]
-
-
-class Drawn(NamedTuple):
-    """A figure of the page, or why there is none."""
-
-    name: str
-    heading: str
-    data: str = ""
-    explanation: str = ""
-    reference: str = ""
-    note: str = ""
-    height: int = 450
-    problem: str = ""
+TRAINING = (
+    "pos_ctx/shares/pos",
+    "pos_ctx/shares/ctx",
+    "pos_ctx/stable_rank",
+    "sphere/norm/mean",
+    "sphere/step_angle/mean",
+    "sphere/anisotropy",
+)
 
 
 def write_report(
@@ -66,6 +46,8 @@ def write_report(
     words: Words | None = None,
     labels: Mapping[int, str] | None = None,
     groups: Sequence[str] | None = None,
+    model: nn.Module | None = None,
+    prompt: Tensor | None = None,
 ) -> None:
     """Write the report of a geometry, or of a training, as one HTML file that opens offline.
 
@@ -76,16 +58,23 @@ def write_report(
         words: as in :func:`geomhooks.report.figures.word_paths`.
         labels: of contexts by id, as in :func:`geomhooks.report.figures.position_context_gram`.
         groups: names of group labels, as there.
+        model: that was measured, for figures of its heads, where :mod:`geomhooks.anatomy` knows it.
+        prompt: (1, T) token ids of a text, for the logits of some heads; its beginning is taken.
 
     Raises:
         FigureError: there is nothing that has a figure.
         MissingExtraError: plotly or jinja2 is not installed.
     """
-    page = report_page(measured, title=title, words=words, labels=labels, groups=groups)
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    page = report_page(
+        measured,
+        title=title,
+        words=words,
+        labels=labels,
+        groups=groups,
+        model=model,
+        prompt=prompt,
+    )
+    write_page(page, path)
 
 
 def report_page(
@@ -95,6 +84,8 @@ def report_page(
     words: Words | None = None,
     labels: Mapping[int, str] | None = None,
     groups: Sequence[str] | None = None,
+    model: nn.Module | None = None,
+    prompt: Tensor | None = None,
 ) -> str:
     """The report as a text; see :func:`write_report`.
 
@@ -107,17 +98,8 @@ def report_page(
         >>> page.startswith("<!doctype html>"), "<title>a &amp; b" in page
         (True, True)
     """
-    graph_objects()
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise MissingExtraError(
-            "the report needs jinja2: pip install 'geomhooks[report]'"
-        ) from error
-    from plotly.offline import get_plotlyjs
-
     geometry: Geometry | None
+    moved = find_movement(measured, TRAINING) if isinstance(measured, History) else []
     if isinstance(measured, History):
         geometry = measured[measured.kept[-1]] if measured.kept else None
         sections = {"Over training": _of_training(measured, geometry)}
@@ -130,35 +112,22 @@ def report_page(
         )
     if geometry is not None:
         sections |= _of_geometry(geometry, words, labels, groups)
-    drawn = {
-        heading: found
-        for heading, entries in sections.items()
-        if (found := [made for entry in entries if (made := _draw(entry)) is not None])
-    }
+        if model is not None:
+            sections["Parts of the model"] += entries_of_model(geometry, model, prompt, words)
+    drawn = draw(sections)
     if not drawn:
         raise FigureError(
             "nothing here has a figure; measure with gh.watch(model, statistics=[gh.PosCtx(), "
             "gh.Sphere()])"
         )
-    names = {made.name for found in drawn.values() for made in found}
-    findings = [] if geometry is None else find_outstanding(geometry)
-    columns, rows = ([], {}) if geometry is None else site_table(geometry)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FILES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("report.html").render(
+    return render(
         title=title or ("Training" if geometry is None else _title(geometry)),
         read=_read(measured, geometry),
-        findings=[f if f.figure in names else Finding(f.subject, f.text) for f in findings],
-        sections={h: [d._replace(data=Markup(d.data)) for d in f] for h, f in drawn.items()},
-        sites=[] if geometry is None else [(label(site), site) for site in geometry.sites],
-        columns=columns,
-        rows=rows,
-        plotly=Markup(get_plotlyjs()),
-        script=Markup((FILES / "report.js").read_text(encoding="utf-8")),
-        style=Markup((FILES / "report.css").read_text(encoding="utf-8")),
-        templates=Markup(_json({"light": template(dark=False), "dark": template(dark=True)})),
-        version=__version__,
+        findings=[*moved, *([] if geometry is None else find_outstanding(geometry))],
+        sections=drawn,
+        sites=[] if geometry is None else geometry.sites,
+        tables=[] if geometry is None else geometry_table(geometry),
+        lead="" if geometry is None else explain_parts(geometry),
     )
 
 
@@ -170,7 +139,7 @@ def _title(geometry: Geometry) -> str:
     told = settings.get("model") if isinstance(settings, Mapping) else None
     named = Path(str(told or name)).name
     number, _, unit = size.partition(" ")
-    if unit != "parameters)" or not number.isdecimal():
+    if unit != "parameters)" or not number.isdecimal() or len(number) > 20:
         return geometry.measured_on
     return f"{kind} {named} ({int(number):,} {unit}"
 
@@ -253,38 +222,13 @@ def _of_training(history: History, geometry: Geometry | None) -> list[Entry]:
     entries = [
         Entry(
             f"training_{scalar.replace('/', '_')}",
-            heading,
+            named(scalar).heading,
             partial(figures.scalar_over_training, history, scalar),
         )
-        for scalar, heading in TRAINING.items()
+        for scalar in TRAINING
     ]
     if geometry is not None:
         for site in geometry.sites[-1:]:
             path = partial(figures.spiral_over_training, history, site)
             entries.append(Entry("spiral_over_training", "The path of the positions", path))
     return entries
-
-
-def _draw(entry: Entry) -> Drawn | None:
-    """Make a figure; None where what it shows was not measured."""
-    try:
-        figure = entry.make()
-    except FigureError:
-        return None
-    except UnidentifiedError as error:
-        return Drawn(entry.name, entry.heading, problem=str(error))
-    found = figure.to_dict()
-    layout = found["layout"]
-    about = layout.pop("meta")
-    layout.pop("template")
-    return Drawn(
-        entry.name, entry.heading, _json(found), **about, height=int(layout.get("height", 450))
-    )
-
-
-def _json(value: Any) -> str:
-    """JSON that can stand in a script element: no markup begins in it."""
-    from plotly.utils import PlotlyJSONEncoder
-
-    text = json.dumps(value, cls=PlotlyJSONEncoder, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

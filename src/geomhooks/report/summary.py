@@ -10,11 +10,12 @@ from torch import Tensor
 
 from geomhooks.errors import UnidentifiedError
 from geomhooks.report.figures.found import lookup
+from geomhooks.report.theme import NAMES
 
 if TYPE_CHECKING:
     from geomhooks.snapshot import Geometry
 
-__all__ = ["Finding", "describe_input", "find_outstanding"]
+__all__ = ["Finding", "describe_depth", "describe_input", "explain_parts", "find_outstanding"]
 
 EVEN = 1.25  # times the smallest share of a third, up to which thirds are alike
 OUTLIER = 3  # times the typical norm
@@ -85,21 +86,38 @@ def find_outstanding(geometry: Geometry) -> list[Finding]:
     return [finding for maker in makers for finding in maker(geometry)]
 
 
-def _in_short(geometry: Geometry) -> Iterator[Finding]:
-    """Where position and context live, in one sentence each."""
+def explain_parts(geometry: Geometry) -> str:
+    """What position and context are, where they were measured."""
+    if not _scalars(geometry, "pos_ctx.shares.pos"):
+        return ""
+    return (
+        "Each hidden state is split into the mean of all, a part that its position tells (pos), a "
+        "part that the text it stands in tells (ctx), and the rest (resid), mostly the word."
+    )
+
+
+def describe_depth(geometry: Geometry) -> str:
+    """Where position and context live, in one sentence each; nothing where there are few sites."""
     pos = _scalars(geometry, "pos_ctx.shares.pos")
     ctx = _scalars(geometry, "pos_ctx.shares.ctx")
     sites = [site for site in pos if site in ctx]
     if len(sites) < 3:
-        return
-    text = " ".join(
+        return ""
+    return " ".join(
         f"{name} is {_where([shares[site] for site in sites])}."
         for name, shares in (("Position", pos), ("Context", ctx))
     )
+
+
+def _in_short(geometry: Geometry) -> Iterator[Finding]:
+    """Where position and context live, and in how much room."""
+    text = describe_depth(geometry)
+    if not text:
+        return
     ranks = _scalars(geometry, "pos_ctx.stable_rank")
     overlap = _scalars(geometry, "pos_ctx.incoherence.mean")
-    if all(site in ranks and site in overlap for site in sites):
-        width = geometry[sites[0]].pos_ctx.mean.shape[-1]
+    if ranks and ranks.keys() == overlap.keys():
+        width = geometry[next(iter(ranks))].pos_ctx.mean.shape[-1]
         text += (
             f" Positions use {min(ranks.values()):.1f} to {max(ranks.values()):.1f} of {width} "
             "directions (stable rank), whose mean |cosine| with contexts is "
@@ -247,10 +265,14 @@ def _words(geometry: Geometry) -> Iterator[Finding]:
     text = (
         f"States are nearer to the next word than to their own from {ahead[0]} on"
         if ahead and ahead == list(pulls)[-len(ahead) :]
-        else f"States are nearer to the next word at {len(ahead)} of {len(pulls)} sites"
+        else f"States are nearer to the next word than to their own at {len(ahead)} of "
+        f"{len(pulls)} sites"
     )
+    nearer = "next" if pulls[last] > 0 else "own"
     yield Finding(
-        "next word", f"{text}; at the end, {last}, by {pulls[last]:.1f} nats.", "next_word_pull"
+        "next word",
+        f"{text}; at the end, {last}, the {nearer} one is ahead by {abs(pulls[last]):.1f} nats.",
+        "next_word_pull",
     )
 
 
@@ -261,7 +283,7 @@ def _components(geometry: Geometry) -> Iterator[Finding]:
     terms = lookup(geometry[sites[-1]], "components.importance")
     shares = {name: float(term.mean) for name, term in terms.items()}
     order = sorted(shares, key=lambda name: -shares[name])
-    parts = ", ".join(f"{name.replace('_', ' ')} {_percent(shares[name])}" for name in order)
+    parts = ", ".join(f"{NAMES.get(name, name)} {_percent(shares[name])}" for name in order)
     yield Finding(
         "components", f"The last states, {sites[-1]}, are: {parts}.", "component_importance"
     )

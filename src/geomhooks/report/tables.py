@@ -12,7 +12,7 @@ from geomhooks.report.theme import COLOURS
 if TYPE_CHECKING:
     from geomhooks.snapshot import Geometry
 
-__all__ = ["COLUMNS", "Cell", "Column", "site_table", "sparkline"]
+__all__ = ["COLUMNS", "Cell", "Column", "Table", "geometry_table", "site_table", "sparkline"]
 
 
 class Column(NamedTuple):
@@ -25,10 +25,21 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A number, and how it is shown."""
+    """A number, and how it is shown; a text where there is none."""
 
-    value: float
+    value: float | None
     text: str
+
+
+class Table(NamedTuple):
+    """A table of a page."""
+
+    name: str
+    heading: str
+    explanation: str
+    columns: Sequence[tuple[str, str]]
+    """what stands above each, and what it means"""
+    rows: Sequence[Sequence[Cell]]
 
 
 def share(value: float) -> str:
@@ -92,6 +103,20 @@ def site_table(
             for column, value in zip(shown, values, strict=True)
         ]
     return shown, rows
+
+
+def geometry_table(geometry: Geometry) -> list[Table]:
+    """The table of a page: all sites, or nothing where none has a number."""
+    columns, rows = site_table(geometry)
+    if not columns:
+        return []
+    explanation = (
+        "A name that ends in @in is what comes into a block; the others are what comes out. Click "
+        "a heading to sort."
+    )
+    heads = [("site", "in forward order"), *((c.header, c.about) for c in columns)]
+    cells = [[Cell(None, site), *row] for site, row in rows.items()]
+    return [Table("sites", "All sites", explanation, heads, cells)]
 
 
 def sparkline(

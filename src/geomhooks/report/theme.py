@@ -56,7 +56,13 @@ NAMES: Mapping[str, str] = {
     "cross_attention": "attention to the source",
     "correction": "biases and shifts",
 }
-SEQUENTIAL = "Viridis"
+SEQUENTIAL = (  # to be seen on light ground and on dark
+    (0.0, "#5c6bd8"),
+    (0.25, "#2f8fc4"),
+    (0.5, "#25a98a"),
+    (0.75, "#8fbf3f"),
+    (1.0, "#f0b400"),
+)
 DIVERGING = (
     (0.0, "#2166ac"),
     (0.25, "#7fb2d9"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Sum
+from geomhooks.accumulators import Accumulator, Count, Sum
 from geomhooks.accumulators.turns import check_fraction
 from geomhooks.checks import check_positive
 from geomhooks.errors import SiteError
@@ -148,11 +148,11 @@ class Attention(SomeForwards):
             self._check(site)
         number = PARTS * PARTS
         return {
-            "pairs": Sum((), torch.int64),
+            "pairs": Count(),
             "within": Sum((site.heads, number, number)),
             "total": Sum((site.heads, number)),
             "between": Sum((site.heads, number, number)),
-            "left_out": Sum((), torch.int64),
+            "left_out": Count(),
         }
 
     def _check(self, site: Site) -> None:

@@ -131,14 +131,15 @@ class Statistic(ABC):
 
     A subclass says which tensors it reads (``taps``, and ``optional_taps`` that not every site
     has), which shared reductions it ``needs``, for what one state is kept (``scope``: "site",
-    "stream" for all sites of one token stream, or "model"), and which of the :data:`LAWS` it
-    obeys: by default all, which you can have tested by the conformance suite. Its state is a
-    dictionary of accumulators (``gh.Sum``, ``Min``, ``Max``, ``Moments``, ``Table``); batches,
-    shards, ranks, files and windows are theirs to handle.
+    "stream" for all sites of one token stream, or "model"), and which of the laws
+    (:data:`geomhooks.statistics.LAWS`) it obeys: by default all, which you can have tested by the
+    conformance suite. Its state is a dictionary of accumulators (``gh.Sum``, ``Min``, ``Max``,
+    ``Moments``, ``Table``); batches, shards, ranks, files and windows are theirs to handle.
 
-    ``accumulators`` is given the :class:`Site`: ``name``, ``width`` d, ``positions`` T, ``kind``.
-    For the scopes "stream" and "model" it is asked once, with the first site that runs, and
-    ``update`` still runs at every site, on the one state. ``update`` is given a :class:`Reading`:
+    ``accumulators`` is given the :class:`geomhooks.statistics.Site`: ``name``, ``width`` d,
+    ``positions`` T, ``kind``. For the scopes "stream" and "model" it is asked once, with the first
+    site that runs, and ``update`` still runs at every site, on the one state. ``update`` is given a
+    :class:`geomhooks.statistics.Reading`:
 
     - ``reading.taps``: "out" and, where there is one, "in": the (B, T, d) hidden states. They are
       the model's own tensors: read them, never write to them.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Moments, Sum
+from geomhooks.accumulators import Accumulator, Count, Moments
 from geomhooks.accumulators.table import EMPTY, Table, hash_keys
-from geomhooks.checks import check_positive
+from geomhooks.checks import check_flags, check_needed, check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.components.indicators import Indicators, indicators
@@ -51,7 +51,7 @@ class Components(Statistic):
     ``source``; ``correction``; see :class:`geomhooks.anatomy.Origins`. It needs the weights of
     attention, which are computed again, (B, H, T, T) in each block; the first method needs none.
 
-    Of each term z it keeps the indicators of :func:`geomhooks.functional.components.indicators`:
+    Of each term z it keeps the indicators of :func:`geomhooks.functional.indicators`:
     ``importance`` <e, z> / |e|^2, which sums to one over the terms, ``cosine``, ``l2`` |z - e| and
     ``norm_ratio`` |z| / |e|.
 
@@ -134,7 +134,9 @@ class Components(Statistic):
             raise ValueError(f"Components(split={split!r}): only method='muppet' has such rows")
         if subsets and method != "muppet":
             raise ValueError(f"Components(subsets={subsets!r}): only of method='muppet'")
-        check_positive("Components", contexts=contexts, positions=positions)
+        check_positive("Components", positions=positions)
+        check_needed("Components", contexts=contexts)
+        check_flags("Components", final_norm=final_norm, subsets=subsets, own_means=own_means)
         self.method = method
         self.final_norm = final_norm
         self.split = split
@@ -173,7 +175,7 @@ class Components(Statistic):
         made: dict[str, Accumulator] = {
             "moments": Moments((site.positions, features + 1)),
             "by_context": Table(self.contexts, columns),
-            "left_out": Sum((), torch.int64),
+            "left_out": Count(),
         }
         if self.split is not None:
             made["rows"] = Moments((1, len(NAMES) * sum(self._rows_at(site).values())))

@@ -12,7 +12,7 @@ from torch import Tensor
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.turns import check_fraction
-from geomhooks.checks import check_positive
+from geomhooks.checks import check_needed, check_positive
 from geomhooks.errors import SiteError
 from geomhooks.functional.rank import effective_rank
 from geomhooks.functional.spectrum import (
@@ -39,9 +39,9 @@ class Covariance(SomeForwards):
     Args:
         fraction: of the forwards that are looked at, above 0 and at most 1. Every result is then
             over their tokens. The first forward is one of them, and the others are spread evenly
-            (:func:`geomhooks.accumulators.turns.is_chosen`), by their number alone, whatever they
-            hold, so that the choice biases no estimate. Batches cut or ordered otherwise, or shared
-            out among ranks, are other forwards, and the sample is another one; ``laws`` says so.
+            (``accumulators.turns.is_chosen``), by their number alone, whatever they hold, so that
+            the choice biases no estimate. Batches cut or ordered otherwise, or shared out among
+            ranks, are other forwards, and the sample is another one; ``laws`` says so.
         max_bytes: refuse a configuration whose state at one site would take more; it takes 8 d^2.
         positions: capacity T; by default the smaller of the model's maximum and 2048. All
             statistics of a watch share one capacity.
@@ -78,6 +78,7 @@ class Covariance(SomeForwards):
     ) -> None:
         self.fraction = check_fraction(fraction, "Covariance(fraction")
         check_positive("Covariance", positions=positions)
+        check_needed("Covariance", max_bytes=max_bytes)
         self.max_bytes = max_bytes
         self.positions = positions
         self.laws = LAWS if fraction == 1 else OF_A_SAMPLE

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Sum
+from geomhooks.accumulators import Accumulator, Count
 from geomhooks.accumulators.learned_dictionary import NO_ID, LearnedDictionary, WaitingTokens
 from geomhooks.accumulators.table import LAST, hash_keys
 from geomhooks.checks import check_flags, check_needed, check_positive, is_number, is_whole
@@ -212,7 +212,7 @@ class FactorLearning(Statistic):
                 self.size, site.width, self.seed, self.length, self._start
             ),
             "waiting": WaitingTokens(self.waiting, site.width),
-            "words": Sum((self.vocabulary if self.weigh_words else 1,), torch.int64),
+            "words": Count((self.vocabulary if self.weigh_words else 1,)),
         }
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Sum
+from geomhooks.accumulators import Accumulator, Count, Sum
 from geomhooks.accumulators.top_tokens import Candidates, TokenRows, TopTokens, TopValues
 from geomhooks.checks import check_flags, check_needed, check_positive, is_whole
 from geomhooks.errors import SiteError
@@ -188,8 +188,8 @@ class Factors(Statistic):
                 f"factors of width {width}; they are of another model or place"
             )
         made: dict[str, Accumulator] = {
-            "tokens": Sum((2,), torch.int64),  # counted, and not finite
-            "active": Sum((number,), torch.int64),
+            "tokens": Count((2,)),  # counted, and not finite
+            "active": Count((number,)),
             "total": Sum((number,)),
             "squares": Sum((number,)),
             "energy": Sum((2,)),  # of the states, and of what decoding leaves of them
@@ -198,8 +198,8 @@ class Factors(Statistic):
         if self.one_per_text:
             made["largest"] = TopValues(number, self.top)
         if self.coactivation is not None:
-            kind = torch.int64 if self.coactivation == "counts" else torch.float64
-            made["together"] = Sum((number, number), kind)
+            kind = Count if self.coactivation == "counts" else Sum
+            made["together"] = kind((number, number))
         size = sum(accumulator.nbytes for accumulator in made.values())
         if size > self.max_bytes:
             raise SiteError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.group_sums import GroupSums
-from geomhooks.checks import check_positive
+from geomhooks.checks import check_needed, check_positive
 from geomhooks.errors import SiteError
 from geomhooks.functional.position.group_means import (
     BetweenGroups,
@@ -92,6 +92,7 @@ class GroupMeans(Statistic):
         if groups is None:
             groups = 8 if self.names is None else len(self.names)
         check_positive("GroupMeans", groups=groups, positions=positions)
+        check_needed("GroupMeans", max_bytes=max_bytes)
         if by not in get_args(By):
             raise ValueError(f"GroupMeans(by={by!r}): {' or '.join(map(repr, get_args(By)))}")
         if self.names is not None:

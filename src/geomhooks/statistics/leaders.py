@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Moments, Sum
+from geomhooks.accumulators import Accumulator, Count, Moments
 from geomhooks.accumulators.noted import Noted
 from geomhooks.accumulators.turns import Turns, check_fraction
 from geomhooks.checks import check_needed, check_positive, is_number
@@ -224,11 +224,11 @@ class Leaders(SomeForwards):
             "graph": Moments((2, len(GRAPH) * heads)),
             "seen": Moments((2, 1 + heads)),
             "conditions": Noted((heads, len(FACTS))),
-            "left_out": Sum((2,), torch.int64),
+            "left_out": Count((2,)),
         }
         vocabulary = self.vocabulary or site.vocabulary
         if vocabulary:
-            made["words"] = Sum((2, vocabulary + 1), torch.int64)  # the last, of those beyond
+            made["words"] = Count((2, vocabulary + 1))  # the last, of those beyond
         return made
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:

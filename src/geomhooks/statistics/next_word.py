@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Moments, Sum
+from geomhooks.accumulators import Accumulator, Count, Moments
 from geomhooks.checks import check_positive
 from geomhooks.errors import TokensError
 from geomhooks.forwards.tokens import Tokens
@@ -89,7 +89,7 @@ class NextWord(Statistic):
         """Moments by position; those without a next word, away from position 0 and at it."""
         return {
             "moments": Moments((site.positions, len(FEATURES))),
-            "without_next": Sum((2,), torch.int64),
+            "without_next": Count((2,)),
         }
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:

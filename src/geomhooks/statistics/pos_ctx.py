@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, ClassVar
 
@@ -16,9 +16,10 @@ from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.table import EMPTY
 from geomhooks.accumulators.turns import Turns, check_fraction
 from geomhooks.accumulators.two_way import TwoWay
-from geomhooks.checks import check_positive
+from geomhooks.checks import check_flags, check_needed, check_positive
 from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
+from geomhooks.functional.position.relative_norm import largest_eigenvalue
 from geomhooks.functional.position.two_way import (
     singular_value_floor,
     variance_components,
@@ -130,6 +131,8 @@ class PosCtx(Statistic):
         check_positive(
             "PosCtx", contexts=contexts, positions=positions, open_contexts=open_contexts
         )
+        check_needed("PosCtx", max_bytes=max_bytes)
+        check_flags("PosCtx", second_moment=second_moment)
         self.contexts = contexts
         self.positions = positions
         self.second_moment = second_moment
@@ -230,7 +233,9 @@ class PosCtx(Statistic):
             nothing = "no finite token has been counted at this site"
             moments = (*MATRICES, *MOMENTS) if self.second_moment else ()
             names = (*FITTED, *DERIVED, "position_mean", *moments)
+            none = torch.zeros(0, dtype=torch.int64)
             return {name: Unavailable(nothing) for name in names} | {
+                **dict.fromkeys((*OF_CONTEXTS, "position_count"), none),
                 "count": torch.tensor(0),
                 "contexts": contexts["closed"],
                 "split_contexts": contexts["split"],
@@ -365,14 +370,12 @@ class PosCtx(Statistic):
             ),
         }
         between = design.inverse_norm, pos.shape[1], design.inverse.diagonal().sum()
-        strongest = cache(lambda: None)
+        strongest: Callable[[], Tensor | None] = cache(lambda: None)
         if outer is not None:
             left = (outer - sums["context_outer"] / times - a.T @ z) / tokens
             left = result["resid_covariance"] = (left + left.T) / 2
             # Of the noise of a token, whose trace is that of the residuals but for their freedom.
-            strongest = cache(
-                lambda: components.resid * torch.linalg.eigvalsh(left)[-1] / left.trace()
-            )
+            strongest = cache(lambda: components.resid * largest_eigenvalue(left) / left.trace())
         result["singular_value_floor"] = Lazy(
             lambda: singular_value_floor(components.resid, *between, strongest())
         )
@@ -411,6 +414,7 @@ class PosCtx(Statistic):
         )
 
 
+OF_CONTEXTS = ("context_id", "context_length", "context_group")
 MATRICES = ("covariance", "resid_covariance")
 FITTED = [
     "mean",

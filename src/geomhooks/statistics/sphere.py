@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Moments, Sum
+from geomhooks.accumulators import Accumulator, Count, Moments
 from geomhooks.accumulators.norm_weights import NormWeights
 from geomhooks.accumulators.unit_vectors import UnitVectors
 from geomhooks.checks import check_positive
@@ -122,8 +122,8 @@ class Sphere(Statistic):
             "moments": Moments((site.positions, len(features(site)))),
             # Kinds: centred, and as they are. Groups: away from position 0, and at it.
             "directions": UnitVectors(2, 2, site.width),
-            "log_radius": Sum((2, BINS), torch.int64),
-            "non_finite": Sum((2,), torch.int64),
+            "log_radius": Count((2, BINS)),
+            "non_finite": Count((2,)),
         }
         return made if site.norm_eps is None else made | {"weights": NormWeights(site.width)}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Sum
+from geomhooks.accumulators import Accumulator, Count, Sum
 from geomhooks.errors import TokensError
 from geomhooks.forwards.tokens import Tokens
 from geomhooks.results import Result, Unavailable
@@ -37,8 +37,8 @@ def score_sums(number: int) -> dict[str, Accumulator]:
     """Sums of cross-entropy and right answers of each of some subsets, and how many tokens."""
     return {
         "cross_entropy": Sum((number,)),
-        "right": Sum((number,), torch.int64),
-        "answers": Sum((), torch.int64),
+        "right": Count((number,)),
+        "answers": Count(),
     }
 
 

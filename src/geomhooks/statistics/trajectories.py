@@ -10,7 +10,7 @@ import torch
 
 from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.trajectory_states import KeptTokens, Places, TokenStates
-from geomhooks.checks import check_positive, is_whole
+from geomhooks.checks import check_needed, check_positive, is_whole
 from geomhooks.errors import SiteError
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.results import Unavailable
@@ -86,7 +86,8 @@ class Trajectories(Statistic):
         max_bytes: int = 1 << 31,
         positions: int | None = None,
     ) -> None:
-        check_positive("Trajectories", tokens=tokens, positions=positions)
+        check_positive("Trajectories", positions=positions)
+        check_needed("Trajectories", tokens=tokens, max_bytes=max_bytes)
         self.contexts = check_contexts(contexts)
         self.tokens = tokens
         self.max_bytes = max_bytes

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from geomhooks.accumulators import Accumulator, Moments, Sum
+from geomhooks.accumulators import Accumulator, Count, Moments
 from geomhooks.checks import check_positive
+from geomhooks.errors import SiteError
 from geomhooks.forwards.tokens import Tokens
 from geomhooks.functional.shapes import as_float
 from geomhooks.functional.sphere.updates import head_writes, update_parts
@@ -97,14 +98,23 @@ class Updates(Statistic):
             self.uses = ("additions", "heads")
 
     def accumulators(self, site: Site) -> dict[str, Accumulator]:
-        """Moments by position of each sublayer, and of each head."""
+        """Moments by position of each sublayer, and of each head.
+
+        Raises:
+            SiteError: sublayers are called alike.
+        """
         found: dict[str, Accumulator] = {"gap": Moments((site.positions, 1))}
         for name, heads in site.sublayers.items():
             found[name] = Moments((site.positions, len(FEATURES)))
-            found[f"{name}_non_finite"] = Sum((2,), torch.int64)
+            found[f"{name}_non_finite"] = Count((2,))
             if self.heads and heads:
                 # Rows: tokens at positions other than 0, and at position 0.
                 found[f"{name}_heads"] = Moments((2, len(OF_HEADS) * heads))
+        number = sum(3 if self.heads and heads else 2 for heads in site.sublayers.values())
+        if len(found) <= number:
+            raise SiteError(
+                f"Updates at {site.name!r}: {', '.join(site.sublayers)} are called alike"
+            )
         return found
 
     def update(self, state: Mapping[str, Any], reading: Reading) -> None:

@@ -36,6 +36,10 @@ def test_levels_by_the_centre() -> None:
     assert found.level.tolist() == [0, 1, 2, -1, 0]
     deep = importance_levels(curves, depth=torch.tensor([0.5, 0.6, 0.7, 0.8]))
     assert deep.names() == ["mid", "mid", "high", "none", "mid"]
+    for by in ("centre", "peak"):
+        alone = importance_levels(curves[:, :1], by=by)
+        assert alone.names() == ["none"] * 5, "one layer cannot tell"
+        assert alone.depth.isnan().all()
 
 
 def test_levels_of_published_curves() -> None:

@@ -19,9 +19,9 @@ from geomhooks.functional import (
     optimality,
     signal_to_noise,
     sparse_codes,
-    sparse_coding,
     unit_rows,
 )
+from geomhooks.functional.factors import sparse_coding
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

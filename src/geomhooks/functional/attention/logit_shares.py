@@ -178,7 +178,7 @@ def key_only_share(shares: LogitShares) -> Tensor:
 
     With b the part of the biases, the last of query and key, and the others those of states,
 
-    .. math:: \mathrm{Var}\Big(\sum_{a \ne b} L_{ba}\Big) / \mathrm{Var}(L)
+    .. math:: \mathrm{Var}\Bigl(\sum_{a \ne b} L_{ba}\Bigr) / \mathrm{Var}(L)
 
     is that of the query's biases, the norm's shift among them, with what a key has of its state:
     (beta W_Q + b_Q) (x Gamma W_K)^T in the terms of R. Molina (arXiv 2309.07315), where the term

@@ -7,12 +7,12 @@ one for all that does not depend on the state, the bias of the norm sent through
 bias of the projection,
 
 .. math::
-    q_t = R_t \Big[ \sum_a W_Q^\top \big(g \odot s_t (h_t^a - \overline{h_t^a})\big)
-          + (W_Q^\top b + b_Q) \Big],
+    q_t = R_t \Bigl[ \sum_a W_Q^\top \bigl(g \odot s_t (h_t^a - \overline{h_t^a})\bigr)
+          + (W_Q^\top b + b_Q) \Bigr],
 
 with the rotation R_t of a rotary embedding, or none. So is the key, and a logit is the sum of the
 25 products. Nothing is left over or counted twice (the published code norms each part on its own,
-and its parts do not add up: :func:`published_query_key_logits`).
+and its parts do not add up: :func:`geomhooks.functional.published_query_key_logits`).
 """
 
 from __future__ import annotations

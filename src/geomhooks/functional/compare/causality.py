@@ -14,7 +14,7 @@ that have nothing to do with each other, that rule calls one a cause of the othe
 with 41 checkpoints (which allow 13 lags), and in 3 to 4 % with 200 or 585, as many as published:
 some 30 of 720. What is valid, whatever the p-values have to do with each other, is to multiply the
 smallest by how many there were (Bonferroni), and then to correct for the number of pairs of series
-(:func:`holm`).
+(:func:`geomhooks.functional.compare.holm`).
 """
 
 from __future__ import annotations

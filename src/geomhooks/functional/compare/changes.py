@@ -1,8 +1,9 @@
 r"""Whether two curves over the checkpoints of a run move together.
 
-:func:`curve_agreement` correlates the numbers at each checkpoint; :func:`change_agreement` what
-changes between two checkpoints a < b, :math:`x_b - x_a` with :math:`q_b - q_a`, as Mickus & Vazquez
-do for the parts of a decomposition and the quality of the translations.
+:func:`geomhooks.functional.compare.curve_agreement` correlates the numbers at each checkpoint;
+:func:`geomhooks.functional.compare.change_agreement` what changes between two checkpoints a < b,
+:math:`x_b - x_a` with :math:`q_b - q_a`, as Mickus & Vazquez do for the parts of a decomposition
+and the quality of the translations.
 
 S checkpoints have S(S-1)/2 pairs, which are not so many observations: each checkpoint is in S - 1
 of them, and those that follow each other are alike. Intervals therefore come from a circular block

@@ -43,6 +43,9 @@ def linear_fit(covariance: Tensor, inputs: int) -> LinearFit:
         covariance: (n + m, n + m) of x and y side by side.
         inputs: n.
 
+    Returns:
+        NaN, and a rank of 0, where an entry is not finite.
+
     Raises:
         ValueError: it is no such matrix.
 
@@ -60,6 +63,10 @@ def linear_fit(covariance: Tensor, inputs: int) -> LinearFit:
             f"{tuple(covariance.shape)} and {inputs}"
         )
     covariance = covariance.double()
+    if not bool(torch.isfinite(covariance).all()):
+        nan = covariance.new_full((size - inputs, inputs), float("nan"))
+        nothing = torch.zeros((), dtype=torch.int64, device=covariance.device)
+        return LinearFit(nan.mean(), nan[:, 0], nan.mean(), nan, nothing)
     xx, xy = covariance[:inputs, :inputs], covariance[:inputs, inputs:]
     variance = covariance.diagonal()[inputs:]
     # In units in which all entries of x have a variance of one: which of its directions are none

@@ -34,12 +34,12 @@ class FactorLevels(NamedTuple):
     """At which depth factors are at home."""
 
     level: Tensor
-    """(F,) int64, 0 low, 1 mid, 2 high; -1 of a factor that is never active"""
+    """(F,) int64, 0 low, 1 mid, 2 high; -1 of a factor that is never active, or has one layer"""
     depth: Tensor
-    """(F,) from 0, the first layer, to 1, the last; NaN of a factor that is never active"""
+    """(F,) from 0, the first layer, to 1, the last; NaN where there is no level"""
 
     def names(self) -> list[str]:
-        """The levels in words; "none" of a factor that is never active."""
+        """The levels in words; "none" where there is none."""
         return [LEVELS[level] if level >= 0 else "none" for level in self.level.tolist()]
 
 
@@ -79,7 +79,7 @@ def importance_levels(
     drawn to the middle: of four curves in the published demonstration, read off their pictures, two
     low-level ones have centres 0.36 and 0.45, one mid-level one 0.64 and one high-level one 0.78,
     which bounds of (0.5, 0.7) sort as published, and thirds do not. Look at the depths before
-    trusting the names.
+    trusting the names. One layer cannot tell a depth: the level is then "none", and the depth NaN.
 
     Args:
         importance: (F, L) not negative, layers in order.
@@ -111,7 +111,8 @@ def importance_levels(
             f"depth: one for each of {layers} layers is needed, found {tuple(depth.shape)}"
         )
     depth = depth.to(importance)
-    total = importance.sum(1)
+    # One layer has all importance there is, at whatever depth it lies.
+    total = importance.sum(1) if layers > 1 else torch.zeros_like(importance[:, 0])
     if by == "centre":
         found = importance @ depth / total
     else:

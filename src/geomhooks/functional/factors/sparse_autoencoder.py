@@ -78,7 +78,7 @@ class SparseAutoencoder:
 
     @property
     def factors(self) -> int:
-        """F."""
+        """How many factors, F."""
         return self.dictionary.shape[0]
 
     @property

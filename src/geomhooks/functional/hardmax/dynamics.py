@@ -1,6 +1,6 @@
 r"""Hardmax attention: every token moves towards those tokens that it attends to most.
 
-With tokens :math:`z_1, \dots, z_n \in \mathbb{R}^d`, a symmetric positive definite A and a step
+With tokens :math:`z_1, \ldots, z_n \in \mathbb{R}^d`, a symmetric positive definite A and a step
 :math:`\alpha > 0`, a layer takes each token to
 
 .. math::

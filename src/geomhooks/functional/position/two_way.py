@@ -1,7 +1,7 @@
 """The two-way least-squares fit h[c, t] = a_t + ctx_c over any set of observed cells.
 
 Pure functions of finished sums. Notation: W[c, t] counts the tokens of context c at position t,
-n_c and n_t are its sums, S_c and S_t the sums of h over a context and over a position,
+n_c and n_t are its sums, S_c and S_t the sums of h over a context and over a position::
 
     G = sum_c W_c W_c^T / n_c  (T, T),   R = sum_c W_c S_c^T / n_c  (T, d),
     M = diag(n_t) - G,                   Z = S_t - R.
@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from geomhooks.functional.position.relative_norm import largest_eigenvalue
 
 __all__ = [
     "Components",
@@ -62,6 +64,9 @@ class Design:
             count: (T,) positive counts.
             gram: (T, T) symmetric.
             contexts: number of contexts.
+
+        Returns:
+            With an inverse of NaN where M has none, which no counts of contexts have.
         """
         size = len(count)
         laplacian = torch.diag(count.to(gram.dtype)) - gram
@@ -69,7 +74,8 @@ class Design:
         # leaves its pseudo-inverse readable off the inverse.
         scale = laplacian.diagonal().mean().clamp(min=1.0)
         flat = torch.full_like(gram, 1.0 / size)
-        inverse = torch.linalg.inv(laplacian + scale * flat) - flat / scale
+        inverse, failed = torch.linalg.inv_ex(laplacian + scale * flat)
+        inverse = torch.where(failed == 0, inverse - flat / scale, float("nan"))
         return cls(count, gram, contexts, (inverse + inverse.T) / 2)
 
     def repeated(self, times: int) -> Design:
@@ -81,8 +87,7 @@ class Design:
     @cached_property
     def inverse_norm(self) -> Tensor:
         """Largest eigenvalue of the pseudo-inverse of M."""
-        largest: Tensor = torch.linalg.eigvalsh(self.inverse)[-1]
-        return largest
+        return largest_eigenvalue(self.inverse)
 
     @property
     def tokens(self) -> Tensor:

@@ -45,7 +45,7 @@ class GeodesicDistance(NamedTuple):
 def angle_between(vectors: Tensor, others: Tensor, *, centred: bool = False) -> Tensor:
     """Angles between vectors, in radians, from 0 to pi.
 
-    They come from the difference of the two (:func:`geomhooks.functional.sphere.steps.move`), so
+    They come from the difference of the two (``sphere.steps.move``), so
     that the angle between nearly equal vectors is right to its last digits.
 
     Args:

@@ -6,7 +6,7 @@ orthogonal projection, there to the sphere of radius :math:`\sqrt d`, and then t
 and semi-axes :math:`\sqrt d\,|\gamma_i|`, and in the plane
 
 .. math::
-    \sum_i \Big(\frac{y_i - \beta_i}{\gamma_i}\Big)^2 = d, \qquad
+    \sum_i \Bigl(\frac{y_i - \beta_i}{\gamma_i}\Bigr)^2 = d, \qquad
     \sum_i \frac{y_i - \beta_i}{\gamma_i} = 0.
 
 RMSNorm does not project: its sphere is that of all d dimensions, and there is no plane. Epsilon

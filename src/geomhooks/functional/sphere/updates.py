@@ -1,7 +1,7 @@
 r"""What is added to a state, in the picture of the sphere: how far outwards, and how far along it.
 
 With y the state and u what is added, both less the mean of their entries (marked c), r = |y_c| and
-e = y_c / r:
+e = y_c / r::
 
     radial      rho = <u_c, e>                  outwards
     tangential  tau = |u_c - rho e|             along the sphere

@@ -5,11 +5,13 @@ after whom, and what was left out. Texts of others, such as names of sites, cont
 shown letter by letter. :func:`geomhooks.report.apply_theme` puts a figure on dark ground.
 """
 
+from geomhooks.report.figures.agreement import Measure, agreement_by_layer
 from geomhooks.report.figures.attention import (
     query_key_logits,
     query_key_shares,
     singular_value_coverage,
 )
+from geomhooks.report.figures.beside import side_by_side
 from geomhooks.report.figures.components import component_importance
 from geomhooks.report.figures.factors import factor_importance
 from geomhooks.report.figures.leaders import leaders_by_layer
@@ -19,7 +21,7 @@ from geomhooks.report.figures.position import (
     position_singular_values,
     position_spiral,
 )
-from geomhooks.report.figures.runs import runs_compared
+from geomhooks.report.figures.runs import run_differences, runs_compared
 from geomhooks.report.figures.shares import variance_shares
 from geomhooks.report.figures.sphere import (
     directions_by_layer,
@@ -27,11 +29,17 @@ from geomhooks.report.figures.sphere import (
     length_by_position,
     step_angles,
 )
-from geomhooks.report.figures.training import scalar_over_training, spiral_over_training
+from geomhooks.report.figures.training import (
+    runs_over_training,
+    scalar_over_training,
+    spiral_over_training,
+)
 from geomhooks.report.figures.words import Words, next_word_pull, word_paths
 
 __all__ = [
+    "Measure",
     "Words",
+    "agreement_by_layer",
     "component_importance",
     "directions_by_layer",
     "factor_importance",
@@ -45,8 +53,11 @@ __all__ = [
     "position_spiral",
     "query_key_logits",
     "query_key_shares",
+    "run_differences",
     "runs_compared",
+    "runs_over_training",
     "scalar_over_training",
+    "side_by_side",
     "singular_value_coverage",
     "spiral_over_training",
     "step_angles",

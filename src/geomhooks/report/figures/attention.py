@@ -104,6 +104,7 @@ def query_key_logits(
     row: int = 0,
     words: Sequence[str] | None = None,
     tokens: int = 64,
+    block: str = "",
 ) -> go.Figure:
     """The logits of one head for one text, and the parts of pos, ctx and resid in them.
 
@@ -117,6 +118,7 @@ def query_key_logits(
         row: of the batch, from 0.
         words: the tokens' texts, for the axes.
         tokens: at most so many are drawn, the first ones.
+        block: whose head it is, for the title.
 
     Raises:
         FigureError: there is no such head or row.
@@ -176,16 +178,14 @@ def query_key_logits(
         f"{SONG}, figure 4; parts that add up: geomhooks.anatomy.attention_parts",
         f"the first {number} of {length} tokens are drawn." if number < length else "",
     )
-    figure = new_figure("", "key", "query", about, height=560)
+    figure = new_figure("", "key", "query", about, height=660)
     figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain", type="category")
-    figure.update_xaxes(constrain="domain", type="category")
-    titles = {name: f"Logits of head {head}: {name}" for name in sums}
-    add_slider(figure, traces, titles, of="parts of query with key")
-    # The whole comes first.
-    figure.layout.sliders[0].active = 0
-    for index, trace in enumerate(figure.data):
-        trace.visible = index == 0
-    return figure.update_layout(title_text=titles["all parts"])
+    figure.update_xaxes(constrain="domain", type="category", tickangle=-90)
+    who = f"head {head} of {label(block)}" if block else f"head {head}"
+    titles = {name: f"Logits of {who}: {name}" for name in sums}
+    add_slider(figure, traces, titles, of="parts of query with key", start=0)
+    # The words below the axis need room above the slider.
+    return figure.update_layout(sliders=[{"pad": {"t": 120}}])
 
 
 def singular_value_coverage(spectra: HeadSpectra, heads: int = 32) -> go.Figure:

@@ -23,6 +23,8 @@ def add_slider(
     *,
     of: str = "site",
     shapes: Mapping[Any, Sequence[Any]] | None = None,
+    start: int | None = None,
+    labels: Mapping[Any, str] | None = None,
 ) -> go.Figure:
     """Add traces of which those of one key show at a time, chosen by a slider.
 
@@ -32,17 +34,23 @@ def add_slider(
         titles: of the figure, by key; finished texts.
         of: what the keys are.
         shapes: lines and areas by key, where each has its own.
+        start: which key shows first; by default the one in the middle.
+        labels: of the keys, below the slider; by default what tells them apart.
     """
     keys = list(traces)
-    start = len(keys) // 2
+    start = len(keys) // 2 if start is None else start
     fixed = len(figure.data)
     owner = [key for key in keys for _ in traces[key]]
     for key in keys:
         for trace in traces[key]:
-            figure.add_trace(trace.update(visible=key == keys[start]))
+            # What a trace is of, which its name need not say, for the numbers as CSV.
+            of_whom = [*(trace.meta or ()), label(key)]
+            figure.add_trace(trace.update(visible=key == keys[start], meta=of_whom))
     steps = []
     short = dict(zip(keys, short_names(list(map(str, keys))), strict=True))
     common = str(keys[0])[: len(str(keys[0])) - len(short[keys[0]])]
+    if labels is not None:
+        short, common = dict(labels), ""
     for key in keys:
         layout: dict[str, Any] = {"title.text": titles[key]}
         if shapes is not None:

@@ -182,7 +182,7 @@ def position_singular_values(geometry: Geometry, number: int = 60) -> go.Figure:
         title = f"Singular values of pos: stable rank {float(found.stable_rank):.2f}"
         try:
             floor = float(found.singular_value_floor)
-            title += f", {int(found.rank_above_noise)} above the noise"
+            title += f", {float(found.rank_above_noise):.0f} above the noise"
         except UnidentifiedError:
             pass
         else:

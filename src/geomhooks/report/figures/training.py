@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from geomhooks.errors import FigureError
@@ -9,7 +10,9 @@ from geomhooks.functional.position.spiral import principal_components
 from geomhooks.history import History
 from geomhooks.report.figures.found import numbers, short_names, thinned
 from geomhooks.report.figures.layers import add_slider
+from geomhooks.report.scalar_names import named
 from geomhooks.report.theme import (
+    RUNS,
     SEQUENTIAL,
     About,
     depth_colours,
@@ -21,7 +24,7 @@ from geomhooks.report.theme import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["scalar_over_training", "spiral_over_training"]
+__all__ = ["runs_over_training", "scalar_over_training", "spiral_over_training"]
 
 SONG = "J. Song, Y. Zhong, arXiv 2310.04861"
 
@@ -65,13 +68,15 @@ def scalar_over_training(
             f"{', ...' if len(known) > 12 else ''}"
         )
     about = About(
-        f"How {scalar} moves while the model is trained, a line for each site, from the first in "
-        "blue to the last in orange. Bends at one step in all sites are events of the training; "
-        "lines that part are layers that take up different work.",
+        f"{named(scalar).heading} while the model is trained, a line for each site, from the "
+        "first in blue to the last in orange. Bends at one step in all sites are events of the "
+        "training; lines that part are layers that take up different work.",
         'curves of this kind: T. Mickus, R. Vazquez, "Why Bother with Geometry?", BlackboxNLP 2023',
         f"at most {points} steps of a line are drawn." if len(history) > points else "",
     )
-    figure = new_figure(f"{scalar} over training", "training step", scalar, about)
+    what = named(scalar)
+    figure = new_figure(f"{scalar} over training", "training step", what.heading, about)
+    figure.update_yaxes(**what.axis)
     for site, short, colour in zip(
         sites, short_names(sites), depth_colours(len(sites)), strict=True
     ):
@@ -81,7 +86,7 @@ def scalar_over_training(
         figure.add_trace(
             graph_objects().Scatter(
                 x=numbers(steps[at].double()),
-                y=numbers(values[at]),
+                y=numbers(values[at] * what.factor),
                 mode="lines",
                 name=name,
                 line={"color": colour},
@@ -89,6 +94,74 @@ def scalar_over_training(
             )
         )
     return figure
+
+
+def runs_over_training(
+    histories: Mapping[str, History], scalar: str = "pos_ctx/shares/pos", points: int = 1000
+) -> go.Figure:
+    """One scalar over the steps of several trainings, a line for each; a slider goes through sites.
+
+    Args:
+        histories: of trainings, by what to call them.
+        scalar: its name after that of the site.
+        points: at most so many steps of a line are drawn, evenly spaced.
+
+    Raises:
+        FigureError: no site of any of them has it.
+
+    Returns:
+        A figure (curves of this kind: T. Mickus, R. Vazquez, "Why Bother with Geometry?",
+        BlackboxNLP 2023).
+
+    Example:
+        >>> import torch, geomhooks as gh
+        >>> from geomhooks.report.figures import runs_over_training
+        >>> model, history = torch.nn.Sequential(torch.nn.Linear(4, 4)), gh.History()
+        >>> with torch.no_grad(), gh.watch(model, sites="0", statistics=[gh.Sphere()]) as watch:
+        ...     for step in (0, 10):
+        ...         _ = model(torch.ones(2, 3, 4) * (1 + step))
+        ...         history.append(step, watch.geometry())
+        >>> figure = runs_over_training({"a": history, "b": history}, "sphere/norm/mean")
+        >>> [trace.name for trace in figure.data]
+        ['a', 'b']
+    """
+    for history in histories.values():
+        _check(history)
+    ending = f"/{scalar}"
+    names = dict.fromkeys(name for history in histories.values() for name in history.names)
+    sites = [name[: -len(ending)] for name in names if name.endswith(ending)]
+    if not sites:
+        raise FigureError(f"no site of {', '.join(map(repr, histories))} has {scalar!r}")
+    traces: dict[str, list[Any]] = {site: [] for site in sites}
+    cut = False
+    for number, (name, history) in enumerate(histories.items()):
+        shown = label(name)
+        for site in sites:
+            if site + ending not in history.names:
+                continue
+            steps, values = history.curve(site + ending)
+            at = thinned(len(steps), points)
+            cut = cut or len(at) < len(steps)
+            traces[site].append(
+                graph_objects().Scatter(
+                    x=numbers(steps[at].double()),
+                    y=numbers(values[at] * named(scalar).factor),
+                    mode="lines",
+                    name=shown,
+                    line={"color": RUNS[number % len(RUNS)]},
+                    hovertemplate=f"{shown}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
+                )
+            )
+    about = About(
+        f"{named(scalar).heading} ({scalar}), step by step of each training, at one site. Runs "
+        "whose curves bend at the same steps learn alike there, whatever their level.",
+        'curves of this kind: T. Mickus, R. Vazquez, "Why Bother with Geometry?", BlackboxNLP 2023',
+        f"at most {points} steps of a line are drawn." if cut else "",
+    )
+    what = named(scalar)
+    figure = new_figure("", "training step", what.heading, about).update_yaxes(**what.axis)
+    titles = {site: f"{what.heading}, at {label(site)}" for site in sites}
+    return add_slider(figure, traces, titles)
 
 
 def spiral_over_training(history: History, site: str, positions: int = 512) -> go.Figure:

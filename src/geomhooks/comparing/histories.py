@@ -1,4 +1,4 @@
-"""What ``geomhooks compare`` finds in histories, as plain numbers."""
+"""What histories have in common and what not, as plain numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import geomhooks as gh
-from geomhooks.cli.comparing import Options, attempt, tests_of
+from geomhooks.comparing.geometries import attempt, tests_of
+from geomhooks.comparing.options import Options, choose_scalars
 from geomhooks.errors import SchemaError, SiteError
 from geomhooks.functional import compare
 from geomhooks.history import select_scalars
@@ -29,15 +30,29 @@ def compare_histories(
 ) -> Numbers:
     """Scalars as curves over the steps that all histories have.
 
+    Args:
+        files: what to call the histories.
+        histories: two or more.
+        options: what to compare, and how.
+
+    Returns:
+        Plain numbers, which JSON can hold but for NaN: by scalar, for each of its ``pairs``, the
+        ``warping_distance`` and ``spearman`` with its interval.
+
     Raises:
         SiteError: no scalar that the options choose is in all of them, or quality is in none.
         SchemaError: they have fewer than three steps in common.
     """
-    curves = [_curves(history, options.scalars) for history in histories]
-    names = [name for name in curves[0] if all(name in other for other in curves[1:])]
+    common = [n for n in histories[0].names if all(n in other.names for other in histories[1:])]
+    names = (
+        list(select_scalars(dict.fromkeys(common, 0.0), options.scalars))
+        if options.scalars
+        else choose_scalars(common)
+    )
+    curves = [_curves(history, names) for history in histories]
     if not names:
         raise SiteError(
-            f"no scalar that matches {', '.join(options.scalars)} is in all files; "
+            f"no scalar that matches {', '.join(options.scalars) or '*'} is in all files; "
             f"{files[0]} has {', '.join(histories[0].names[:6])}, ..."
         )
     steps = sorted(set.intersection(*(set(history.steps) for history in histories)))
@@ -65,11 +80,10 @@ def compare_histories(
     }
 
 
-def _curves(history: gh.History, patterns: Sequence[str]) -> Curves:
-    """The scalars that are wanted."""
-    wanted = select_scalars(dict.fromkeys(history.names, 0.0), patterns)
+def _curves(history: gh.History, names: Sequence[str]) -> Curves:
+    """The scalars of these names."""
     found = {}
-    for name in wanted:
+    for name in names:
         steps, values = history.curve(name)
         pairs = zip(steps.tolist(), values.tolist(), strict=True)
         found[name] = {step: value for step, value in pairs if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""What ``geomhooks compare`` finds in geometries, as plain numbers."""
+"""What geometries have in common and what not, as plain numbers."""
 
 from __future__ import annotations
 
@@ -11,44 +11,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 import geomhooks as gh
+from geomhooks.comparing.options import SCALARS, Options, choose_scalars
 from geomhooks.errors import SiteError, UnidentifiedError
 from geomhooks.functional import compare
 from geomhooks.history import select_scalars
 from geomhooks.results import Result
 
-__all__ = ["SCALARS", "Options", "attempt", "compare_geometries", "tests_of"]
+__all__ = ["attempt", "compare_geometries", "match_sites", "standard_error", "tests_of"]
 
-SCALARS = (
-    "*/pos_ctx/shares/pos",
-    "*/pos_ctx/shares/ctx",
-    "*/pos_ctx/stable_rank",
-    "*/sphere/radius/mean",
-    "*/sphere/step_angle/mean",
-    "*/sphere/anisotropy",
-    "*/covariance/effective_rank",
-)
 FEWEST_CONTEXTS = 8
 JACKKNIFE = 20  # groups of contexts
 Numbers = dict[str, Any]
-
-
-class Options(NamedTuple):
-    """What the command was told."""
-
-    scalars: tuple[str, ...] = SCALARS
-    """globs over their names"""
-    sites: tuple[str, ...] = ("*",)
-    """globs over the names of sites, of geometries"""
-    conditions: tuple[str, ...] = ()
-    """one for each file, or none"""
-    dimensions: int = 4
-    """of the leading spaces of pos"""
-    contexts: int = 256
-    """at most so many are compared"""
-    permutations: int = 99
-    level: float = 0.95
-    quality: str = ""
-    """a scalar of histories, or what is kept by step in their notes"""
 
 
 class _Side(NamedTuple):
@@ -64,14 +37,27 @@ def compare_geometries(
 ) -> Numbers:
     """Scalars, pos and ctx of all pairs of geometries, at the sites that they have in common.
 
+    Args:
+        files: what to call the geometries.
+        geometries: two or more.
+        options: what to compare, and how.
+
+    Returns:
+        Plain numbers, which JSON can hold but for NaN: ``pairs``, each with its ``files`` and, by
+        site, ``scalars`` (``first``, ``second``, ``difference``, ``standard_error`` or None),
+        ``pos`` (over "positions" and "directions") and ``ctx`` ("cka" and "procrustes"); and where
+        there are conditions ``tests``. What cannot be compared has a reason, ``unavailable``.
+
     Raises:
         SiteError: they have no site in common, or the options' globs choose none, or no scalar.
     """
-    sides = {
-        label: [_side(geometry, site, options.scalars) for geometry, site in named]
-        for label, named in _places(files, geometries, options.sites).items()
-    }
-    if options.scalars != SCALARS and not any(s.scalars for each in sides.values() for s in each):
+    places = match_sites(files, geometries, options.sites)
+    wanted = options.scalars or SCALARS
+    sides = _sides(geometries, places, wanted)
+    if not options.scalars and not _shared(sides):
+        # No statistic of which it is known what to compare.
+        sides = _sides(geometries, places, _others(geometries, places))
+    if options.scalars and not any(s.scalars for each in sides.values() for s in each):
         raise SiteError(
             f"no scalar matches {', '.join(options.scalars)}; geometry.scalars() has their names"
         )
@@ -101,19 +87,28 @@ def compare_geometries(
     return report
 
 
-def _places(
-    files: Sequence[str], geometries: Sequence[gh.Geometry], wanted: Sequence[str]
-) -> dict[str, list[tuple[gh.Geometry, str]]]:
-    """Each place with its name in each geometry: the same, or where none is, by their order."""
+def match_sites(
+    files: Sequence[str], geometries: Sequence[gh.Geometry], wanted: Sequence[str] = ("*",)
+) -> dict[str, tuple[str, ...]]:
+    """Each place with its name in each geometry: the same, or where none is, by their order.
+
+    Args:
+        files: what to call the geometries in messages.
+        geometries: two or more.
+        wanted: globs over the names of places.
+
+    Raises:
+        SiteError: none is of the same name, and they have not as many; or globs choose none.
+    """
     first, *rest = [geometry.sites for geometry in geometries]
     shared = [site for site in first if all(site in sites for sites in rest)]
     if shared:
-        places = {site: (site,) * len(geometries) for site in shared}
+        places: dict[str, tuple[str, ...]] = {site: (site,) * len(geometries) for site in shared}
     elif all(len(sites) == len(first) for sites in rest):
         places = {" | ".join(names): names for names in zip(first, *rest, strict=True)}
     else:
         numbers = ", ".join(
-            f"{len(geometry.sites)} ({geometry.sites[0]}, ...) in {file}"
+            f"{len(geometry.sites)} ({', '.join(geometry.sites[:1])}, ...) in {file}"
             for file, geometry in zip(files, geometries, strict=True)
         )
         raise SiteError(
@@ -123,18 +118,41 @@ def _places(
     chosen = select_scalars(dict.fromkeys(places, 0.0), wanted)
     if not chosen:
         raise SiteError(f"no site matches {', '.join(wanted)}; there are {', '.join(places)}")
-    return {label: list(zip(geometries, places[label], strict=True)) for label in chosen}
+    return {label: places[label] for label in chosen}
+
+
+def _sides(
+    geometries: Sequence[gh.Geometry], places: dict[str, tuple[str, ...]], wanted: Sequence[str]
+) -> dict[str, list[_Side]]:
+    return {
+        label: [_side(g, site, wanted) for g, site in zip(geometries, names, strict=True)]
+        for label, names in places.items()
+    }
+
+
+def _shared(sides: dict[str, list[_Side]]) -> bool:
+    """Whether all have a scalar in common at a place."""
+    return any(set.intersection(*(set(s.scalars) for s in each)) for each in sides.values())
+
+
+def _others(geometries: Sequence[gh.Geometry], places: dict[str, tuple[str, ...]]) -> list[str]:
+    """Globs of scalars that all have, whatever they are."""
+    found: dict[str, None] = {}
+    for names in places.values():
+        first, *rest = (g[site].scalars("*/") for g, site in zip(geometries, names, strict=True))
+        found |= dict.fromkeys(name for name in first if all(name in other for other in rest))
+    return choose_scalars(found)
 
 
 def _side(geometry: gh.Geometry, site: str, patterns: Sequence[str]) -> _Side:
     results = geometry[site]
     found = results.scalars(f"{site}/", lambda name: bool(select_scalars({name: 0.0}, patterns)))
     names = [name.removeprefix(f"{site}/") for name in found]
-    errors = [_standard_error(results, name.split("/")) for name in names]
+    errors = [standard_error(results, name.split("/")) for name in names]
     return _Side(results, dict(zip(names, zip(found.values(), errors, strict=True), strict=True)))
 
 
-def _standard_error(results: Result, path: Sequence[str]) -> float | None:
+def standard_error(results: Result, path: Sequence[str]) -> float | None:
     """Of a mean whose variance is known, as if tokens were independent."""
     holder: Any = results
     for part in path[:-1]:
