@@ -1,14 +1,20 @@
-"""The benchmarks' scripts, run as a reader would run them, on something tiny."""
+"""The benchmarks' scripts, on something tiny."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 QUANTITIES = {
@@ -16,7 +22,24 @@ QUANTITIES = {
 }  # fmt: skip
 
 
-def run(script: str, *options: str, paths: tuple[Path, ...] = ()) -> str:
+def run(script: str, *options: str) -> str:
+    """What a script prints, run in this process, where all it needs is loaded already."""
+    printed, threads = io.StringIO(), torch.get_num_threads()
+    paths, argv = [str(ROOT / "benchmarks"), *sys.path], [script, *options]
+    with (
+        mock.patch.object(sys, "path", paths),
+        mock.patch.object(sys, "argv", argv),
+        warnings.catch_warnings(),
+        redirect_stdout(printed),
+    ):
+        warnings.simplefilter("default")
+        import_module(script.removesuffix(".py")).main()
+    torch.set_num_threads(threads)
+    return printed.getvalue()
+
+
+def run_apart(script: str, *options: str, paths: tuple[Path, ...] = ()) -> str:
+    """What a script prints as a process of its own, as a reader would run it."""
     found = [*map(str, paths), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / script), *options],
@@ -37,7 +60,7 @@ def test_peers(benchmarks: Path, tmp_path: Path) -> None:
     (tmp_path / "nnsight.py").write_text("raise ImportError('no nnsight here')\n")
     names, out = ["geomhooks", "output_hidden_states", "naive hooks, float64"], tmp_path / "out"
     options = ("--quick", "--out", str(out), "--peers", *names, "nnsight")
-    run("peers.py", *options, paths=(tmp_path,))
+    run_apart("peers.py", *options, paths=(tmp_path,))
     result = json.loads(out.read_text())
     rows = {row["peer"]: row for row in result["rows"]}
     assert rows["nnsight"]["failed"] == "ImportError: no nnsight here"
@@ -69,7 +92,7 @@ def test_scale(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_overhead(tmp_path: Path) -> None:
     out = tmp_path / "overhead.json"
-    run("overhead.py", "--quick", "--out", str(out))
+    run_apart("overhead.py", "--quick", "--out", str(out))
     rows = json.loads(out.read_text())["rows"]
     assert [row["model"] for row in rows] == [
         *["tiny"] * 4, "tiny, compiled", "Trainer, every=1", "Trainer, every=10"

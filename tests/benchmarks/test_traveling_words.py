@@ -184,18 +184,32 @@ def test_means_over_a_text(benchmarks: Path) -> None:
     assert len(found["updates"]) == 6
 
 
-@pytest.mark.slow
-def test_pictures_by_umap(benchmarks: Path, tmp_path: Path) -> None:
+class Plane:
+    """Stands for what UMAP has made of the rows, which takes long to be compiled: three axes."""
+
+    def __init__(self, rows: torch.Tensor, number: int) -> None:
+        self.number = number
+        self.embedding = self.transform(rows)
+
+    def transform(self, points: torch.Tensor) -> torch.Tensor:
+        return points[..., : self.number]
+
+
+def test_pictures_by_umap(
+    benchmarks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import word_paths
     from word_figures import path_figure, save
     from word_paths import Journey, by_umap
 
+    monkeypatch.setattr(word_paths, "umap_projection", Plane)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(60, 8, generator=generator)
     states = torch.randn(3, 4, 8, generator=generator)
     drawn = by_umap(Journey(states, torch.arange(4), list("abcd"), ["x", "y", "z"], rows, []))
-    assert drawn.states.shape == (3, 4, 3)
+    assert torch.equal(drawn.states, states[..., :3])
     assert drawn.cloud is not None
-    assert drawn.cloud.shape == (60, 3)
+    assert torch.equal(drawn.cloud, rows[:, :3])
     save(path_figure(drawn), tmp_path / "path.png")
     assert (tmp_path / "path.png").read_bytes().startswith(PNG)
 

@@ -146,18 +146,24 @@ def planted(seed: int, rate: float, steps: int = 16, sentences: int = 8) -> list
     return found
 
 
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    import why_bother_causality
+    import why_bother_statistics as statistics
+
+    for name, value in (("DRAWS", 3), ("DEALS", 3), ("SAMPLED", 60), ("QUARTER", 20)):
+        monkeypatch.setattr(statistics, name, value)
+    monkeypatch.setattr(why_bother_causality, "MOST_LAGS", 2)
+
+
 def test_planted_agreement_is_found(
     benchmarks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import why_bother_causality
     import why_bother_statistics as statistics
     from why_bother_figures import draw_figures
     from why_bother_runs import Run
     from why_bother_table import summary, table
 
-    for name, value in (("DRAWS", 3), ("DEALS", 3), ("SAMPLED", 60), ("QUARTER", 20)):
-        monkeypatch.setattr(statistics, name, value)
-    monkeypatch.setattr(why_bother_causality, "MOST_LAGS", 2)
+    few_draws(monkeypatch)
     runs = [
         Run(name, name[:-2], planted(seed, 0.05 if name == "other-1" else 0.1))
         for seed, name in enumerate(("same-1", "same-2", "same-3", "other-1"))
@@ -194,12 +200,26 @@ def test_planted_agreement_is_found(
     json.dumps(found)
 
 
-@pytest.mark.slow
-def test_the_script(tmp_path: Path) -> None:
+def test_the_script(benchmarks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It trains, analyses what it has measured, and hands it on to be drawn."""
+    import why_bother
+    import why_bother_statistics
+
+    drawn: list[Any] = []
+    small(benchmarks, monkeypatch)
+    few_draws(monkeypatch)
+    # So narrow a model translates nothing for too many checkpoints.
+    untested = {"reason": "the BLEU of a run never changes"}
+    monkeypatch.setattr(why_bother_statistics, "causality", lambda runs: untested)
+    monkeypatch.setattr(why_bother, "draw_figures", lambda *given: drawn.append(given))
     out, folder = tmp_path / "out", tmp_path / "runs"
     options = ("--quick", "--text", "made-up", "--folder", str(folder), "--out", str(out))
     shown = run("why_bother.py", *options, "--runs", "same-1", "same-2", "other-1")
     result = json.loads((out / "statistics.json").read_text())
     assert list(result["curves"]) == ["same-1", "same-2", "other-1"]
+    ((runs, found, where),) = drawn
+    assert [len(one.checkpoints) for one in runs] == [14] * 3
+    assert found["curves"] == result["curves"]
+    assert where == out
     assert (out / "tables.md").read_text() in shown
     assert torch.load(folder / "same-1" / "state.pt")["step"] == 28

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import geomhooks as gh
+from geomhooks.cli.commands import run
 from tests.cli.conftest import finish, passage, start
 from tests.files.written import Written
 
@@ -21,17 +22,20 @@ LONG = ("--batch-size", 2, "--max-length", 24, "--contexts", 500)
 def folder(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text that takes a while, and what an uninterrupted run makes of it."""
     folder = tmp_path_factory.mktemp("resume")
-    (folder / "a.txt").write_text(passage(120, seed=5))
-    (folder / "b.txt").write_text(passage(200, seed=6))
-    result = finish(launch(folder, bert, "whole.safetensors"))
-    assert result.code == 0, result.err
+    (folder / "a.txt").write_text(passage(80, seed=5))
+    (folder / "b.txt").write_text(passage(120, seed=6))
+    assert run([str(part) for part in command(folder, bert, "whole.safetensors")]) == 0
     return folder
 
 
+def command(folder: Path, bert: Path, out: str, *more: object) -> tuple[object, ...]:
+    texts = ("--text", folder / "a.txt", folder / "b.txt")
+    return ("measure", bert, *texts, *LONG, "--out", folder / out, *more)
+
+
 def launch(folder: Path, bert: Path, out: str, *more: object) -> subprocess.Popen[str]:
-    texts = ("--text", "a.txt", "b.txt")
     every = ("--checkpoint-every", 0.05)
-    return start("measure", bert, *texts, *LONG, "--out", out, *every, *more, folder=folder)
+    return start(*command(folder, bert, out, *every, *more), folder=folder)
 
 
 def wait_for_checkpoints(process: subprocess.Popen[str], path: Path, number: int) -> None:
@@ -68,7 +72,7 @@ def same(folder: Path, out: str) -> None:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["sigint", "sigterm"]
 )
-def test_interrupted(folder: Path, bert: Path, number: signal.Signals, code: int):
+def test_interrupted(cli, folder: Path, bert: Path, number: signal.Signals, code: int):
     out = f"{number.name}.safetensors"
     process = launch(folder, bert, out)
     wait_for_checkpoints(process, folder / f"{out}.checkpoint", 2)
@@ -81,21 +85,21 @@ def test_interrupted(folder: Path, bert: Path, number: signal.Signals, code: int
     assert not (folder / out).exists()
     saved = gh.load(folder / f"{out}.checkpoint").notes["progress"]
     assert 0 < saved["done"] < saved["total"]
-    result = finish(launch(folder, bert, out, "--resume"))
+    result = cli(*command(folder, bert, out, "--resume"))
     assert result.code == 0, result.err
     assert f"going on after {saved['tokens']:,} tokens" in result.err
     same(folder, out)
     assert not (folder / f"{out}.checkpoint").exists()
 
 
-def test_killed_again_and_again(folder: Path, bert: Path):
+def test_killed_again_and_again(cli, folder: Path, bert: Path):
     out = "killed.safetensors"
-    for _ in range(3):
+    for _ in range(2):
         process = launch(folder, bert, out, "--resume")
         wait_for_checkpoints(process, folder / f"{out}.checkpoint", 3)
         process.kill()
         assert finish(process).code == -signal.SIGKILL
-    result = finish(launch(folder, bert, out, "--resume"))
+    result = cli(*command(folder, bert, out, "--resume"))
     assert result.code == 0, result.err
     same(folder, out)
     assert not list(folder.glob(".killed*"))
