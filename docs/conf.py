@@ -26,6 +26,7 @@ extensions = [
     "mathml",
     "pictures",
     "public",
+    "results",
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
