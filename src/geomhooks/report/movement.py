@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from geomhooks.history import History
+from geomhooks.report.finding import Finding
 from geomhooks.report.scalar_names import named
-from geomhooks.report.summary import Finding
 
 __all__ = ["ends", "find_movement"]
 
