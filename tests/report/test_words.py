@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import geomhooks as gh
+from geomhooks.comparing import Options, compare_geometries
+from geomhooks.report.comparison_summary import find_differences
 from geomhooks.report.depth import PARTS
 from geomhooks.report.part_shares import part_shares
 from geomhooks.report.summary import describe_input, find_outstanding
@@ -156,3 +158,38 @@ def test_words_of_groups_variance_and_linear_layers() -> None:
     shares = geometry.stack("covariance.leading_share")
     assert f"{100 * float(shares.max()):.0f} % of the variance" in found["variance"]
     assert re.search(r"A linear map makes \d+ % .* at transformer.h.\d", found["feed-forward"])
+
+
+def test_words_of_a_comparison() -> None:
+    torch.manual_seed(0)
+    path, texts = torch.randn(12, 8), torch.randn(40, 1, 8)
+    layers = nn.Sequential(nn.Identity(), nn.Identity())
+    runs, ids = {}, torch.arange(40)
+    for name, strength in (("g1", 1.0), ("g2", 3.0)):
+        with gh.watch(layers, "?", statistics=[gh.PosCtx()]) as watch, watch.tokens(contexts=ids):
+            layers(texts + strength * path + 0.5 * torch.randn(40, 12, 8))
+        runs[name] = watch.geometry()
+    files = ["/x/g1.safetensors", "/x/g2.safetensors"]
+    names = dict(zip(files, runs, strict=True))
+    found = compare_geometries(files, list(runs.values()), Options(dimensions=3))
+    words = {f.subject: f.text for f in find_differences(runs, found, names)}
+    assert list(words)[:2] == ["g1", "g2"]
+    assert words["g2"].endswith("read from the file g2.safetensors.")
+    share = float(runs["g2"]["1"].pos_ctx.corrected_shares.pos)
+    assert "differs beyond noise at 2 of 2 places" in words["position"]
+    assert f"{100 * share:.0f} % in g2" in words["position"]
+    assert words["contexts"].startswith("Contexts lie nearly the same everywhere: CKA of ctx is")
+    assert words["contexts"].endswith("p is at most 0.01, the least that 99 permutations can give.")
+    few = compare_geometries(files, list(runs.values()), Options(dimensions=3, permutations=9))
+    words = {f.subject: f.text for f in find_differences(runs, few, names)}
+    assert (
+        "9 permutations are too few to tell it from chance: p is 0.1 at least" in words["contexts"]
+    )
+    twice = [runs["g1"], runs["g1"]]
+    same = compare_geometries(files, twice, Options(permutations=0))
+    words = {
+        f.subject: f.text
+        for f in find_differences(dict(zip(runs, twice, strict=True)), same, names)
+    }
+    assert words["position"] == "The share of position differs nowhere by more than noise."
+    assert words["the same"] == "All numbers that are compared are equal."
