@@ -152,6 +152,9 @@ def test_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "A training, steps 0 to 20." in page
     first, last = (history().scalars(step)["0/sphere/norm/mean"] for step in (0, 20))
     assert f"How long states are: up most at 0, from {first:.4g} at step 0 to {last:.4g}" in page
+    chance = [history().scalars(step)["0/pos_ctx/noise_shares/pos"] for step in (0, 20)]
+    given = f"give {100 * chance[0]:.1f} % and {100 * chance[1]:.1f} % by chance"
+    assert given in page.replace("\u00a0", " ")
     assert command(["report", str(tmp_path / "none.safetensors")]) == 7
     assert command(["report", str(tmp_path / "history.safetensors"), "-o", "/proc/no/x.html"]) == 5
 

@@ -135,7 +135,7 @@ def _scalars(found: Numbers, names: Names) -> Iterator[Finding]:
     if len(spreads) > 2:
         yield Finding("differs next", say_spread(spreads[1], names), _figure(spreads[1].scalar))
     if len(spreads) > 1:
-        yield Finding("stays the same", say_spread(last, names), _figure(last.scalar))
+        yield Finding("differs least", say_spread(last, names), _figure(last.scalar))
     sure = [
         abs(numbers["difference"]) > SURE * numbers["standard_error"]
         for pair in found["pairs"]

@@ -87,6 +87,6 @@ def _at_the_end(histories: Mapping[str, History], found: Numbers) -> Iterator[Fi
     spreads = sorted(find_spreads({"pairs": pairs}), key=lambda spread: -spread.relative)
     own = {name: name for name in called}
     if spreads and spreads[0].relative > 0:
-        for subject, spread in (("differs most", spreads[0]), ("stays the same", spreads[-1])):
+        for subject, spread in (("differs most", spreads[0]), ("differs least", spreads[-1])):
             text = f"At step {last:,}: {say_spread(spread, own)}"
             yield Finding(subject, text, f"training_{spread.scalar.replace('/', '_')}")

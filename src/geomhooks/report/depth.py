@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from geomhooks.report.directions import find_directions
-from geomhooks.report.finding import Finding, between, listed, percent, place, scalars
+from geomhooks.report.finding import Finding, between, listed, percent, place, read, scalars
 from geomhooks.report.part_shares import Share, apart, part_shares, sample_size
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _course(shares: Mapping[str, Share], most: str, least: str) -> str:
 def _with_equals(shares: Mapping[str, Share], site: str) -> str:
     """A site and its share, and which others noise cannot tell from it."""
     equal = [other for other in shares if other != site and not apart(shares[other], shares[site])]
-    beside = f" (and, within noise, at {listed([place(site) for site in equal])})" if equal else ""
+    beside = f" and, within noise, at {listed([place(site) for site in equal])}" if equal else ""
     return f"{place(site)}{beside}, with {percent(shares[site].value)} of the variance"
 
 
@@ -160,7 +160,11 @@ def _special_positions(geometry: Geometry, shares: Mapping[str, Share]) -> Itera
     found: dict[str, dict[int, float]] = {}
     for site, share in shares.items():
         result = geometry[site].pos_ctx
-        square = (result.position_count * result.pos.square().sum(1)).nan_to_num()
+        # What noise adds to each is off, as from the share; with few contexts at late positions it
+        # would hide the others.
+        error = read(result, "pos_standard_error")
+        noise = 0.0 if error is None else error.square()
+        square = (result.position_count * (result.pos.square().sum(1) - noise)).nan_to_num()
         seen = int((result.position_count > 0).sum())
         if not share.beyond or not float(square.sum()) > 0:
             continue
@@ -177,9 +181,7 @@ def _special_positions(geometry: Geometry, shares: Mapping[str, Share]) -> Itera
     text = f"Position {first} alone makes {percent(parts_at[first])} of pos at {place(site)}"
     for other in others:
         text += f", and position {other} another {percent(parts_at[other])}"
-    seen = int((geometry[site].pos_ctx.position_count > 0).sum())
-    chance = 0.0 if math.isnan(share.chance) else share.chance
-    kept = share.raw * (1 - sum(parts_at.values())) - chance * (1 - len(parts_at) / seen)
+    kept = share.value * (1 - sum(parts_at.values()))
     without = "it" if not others else "them"
     text += (
         f"; without {without} pos would have about {percent(max(0.0, kept))} of the variance "
@@ -189,7 +191,8 @@ def _special_positions(geometry: Geometry, shares: Mapping[str, Share]) -> Itera
         text += f". A position has such a part of pos at {len(found)} of {len(shares)} sites"
     text += (
         ". The first and the last token of a text are special ones in many tokenizers: such a "
-        "part tells which token stands there more than where it stands."
+        "part tells which token stands there more than where it stands, and makes the directions "
+        "of pos few."
     )
     yield Finding("few positions", text, "position_spiral")
 

@@ -47,7 +47,7 @@ def _rank(geometry: Geometry, sites: Sequence[str]) -> Iterator[Finding]:
             "stand above the noise"
         )
         if read(geometry[sites[0]], "pos_ctx.covariance") is None:
-            text += ", too many where noise is not equal in all directions"
+            text += ", a count that is too high where noise is not equal in all directions"
     yield Finding("rank of pos", f"{text}.", "position_singular_values")
 
 
