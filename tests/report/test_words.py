@@ -85,6 +85,14 @@ def test_one_context_tells_nothing() -> None:
     assert "of 1 context, up to 3 positions" in describe_input(geometry)
 
 
+def test_a_site_without_a_finite_state_is_no_small_sample() -> None:
+    layers = nn.Sequential(nn.Identity(), Add(torch.full((8,), torch.inf)))
+    found = find_outstanding(read(torch.randn(30, 5, 8), layers))
+    cautions = [finding.text for finding in found if finding.subject == "caution"]
+    assert cautions
+    assert not [text for text in cautions if "separate" in text or "are few" in text]
+
+
 def test_shares_are_corrected_and_said_by_layer() -> None:
     torch.manual_seed(0)
     path = torch.randn(30, 8)

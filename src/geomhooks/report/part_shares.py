@@ -41,6 +41,7 @@ def sample_size(geometry: Geometry) -> tuple[int, int] | None:
         (int(result.contexts), int((result.position_count > 0).sum()))
         for site in geometry.sites
         if (result := read(geometry[site], "pos_ctx")) is not None
+        and bool(result.position_count.any())
     ]
     return (min(c for c, _ in found), min(t for _, t in found)) if found else None
 
@@ -67,7 +68,7 @@ def part_shares(geometry: Geometry, part: Literal["pos", "ctx"]) -> dict[str, Sh
             continue
         freedom = (positions if part == "pos" else contexts) - 1
         left = max(1, int(result.count) - positions - contexts + 1)
-        width, chance = noise_width(result), noise[site]
+        width, chance = noise_width(result), max(0.0, noise[site])
         alone = 2 * chance**2 * (1 / freedom + 1 / left) / width
         together = 4 * chance * max(0.0, raw - chance) / (freedom * width)
         beyond = raw - chance > SURE * math.sqrt(alone)

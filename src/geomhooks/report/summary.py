@@ -170,13 +170,13 @@ def _doubts(geometry: Geometry) -> Iterator[Finding]:
         yield Finding(
             "caution",
             f"{int(lost[most]):,} states at {most} are not finite and were left out; so at "
-            f"{len(lost)} sites.",
+            f"{len(lost)} site{'s' * (len(lost) > 1)}.",
         )
     unsure = [s for s, value in scalars(geometry, "pos_ctx.exact").items() if not value]
     if unsure:
         yield Finding(
             "caution",
-            f"At {len(unsure)} sites plain means stand for the exact fit, first at {unsure[0]}.",
+            f"At {len(unsure)} site{'s' * (len(unsure) > 1)} plain means stand for the exact fit, first at {unsure[0]}.",
         )
     for stream, counts in geometry.tokens.items():
         if counts["beyond"]:
