@@ -53,6 +53,7 @@ LOADERS = {
     "history": "gh.History.load",
     "dictionary": "gh.load_dictionary",
 }
+DAMAGED = "copy it again from where it was written, or write it again"
 UPGRADE = "Upgrade geomhooks: pip install -U geomhooks"
 
 
@@ -206,8 +207,7 @@ def read_document(
         if written is not None and written != there:  # older versions wrote none
             raise FileFormatError(
                 f"{name} is damaged: its numbers are not those that were written (checksum "
-                f"{there}, not {written!r:.40}). Copy it again from where it was written, or "
-                "measure again"
+                f"{there}, not {written!r:.40}); {DAMAGED}"
             )
     return document, tensors
 
@@ -243,7 +243,9 @@ def _opened(path: str | os.PathLike[str], what: str) -> Iterator[tuple[Any, dict
             try:
                 document = parse(metadata[KEY])
             except ValueError as error:
-                raise FileFormatError(f"{name}: {error}") from error
+                raise FileFormatError(f"{name}: {error}; {DAMAGED}") from error
             yield file, document
     except (SafetensorError, OSError) as error:
-        raise FileFormatError(f"{name} is truncated or no {what} file: {error!s:.200}") from error
+        raise FileFormatError(
+            f"{name} is truncated, damaged, or no {what} file ({error!s:.200}); {DAMAGED}"
+        ) from error

@@ -218,7 +218,7 @@ def test_what_is_no_file_of_a_geometry(tmp_path: Path) -> None:
     }
     for name, data in odd.items():
         told = refused(path, data, FileFormatError)
-        assert told.startswith(" is truncated or no geometry file: "), (name, told)
+        assert told.startswith(" is truncated, damaged, or no geometry file ("), (name, told)
     assert Marker.opened == 0
     told = refused(path, foreign("weights"), FileFormatError)
     assert told == " is a safetensors file, but not geomhooks'"
