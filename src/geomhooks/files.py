@@ -3,9 +3,9 @@
 Tensors are named ``site/<name>/<statistic>/<accumulator>/<tensor>``, ``stream/...`` and
 ``model/...``. The metadata has one entry, ``geomhooks``: JSON with ``schema`` (a number that grows
 when older versions cannot read a file), ``description`` (model, shards, statistics with their
-parameters, streams, sites), ``counts``, ``versions``, ``notes`` and ``checksum``, which see
-:func:`checksum_of`; in files of another kind than a geometry also ``kind``. Tensors are stored as
-:mod:`geomhooks.packing` packs them.
+parameters, streams, sites), ``counts``, ``versions``, ``notes`` and ``checksum``, the CRC-32 of the
+bytes of all tensors in the order of their names; in files of another kind than a geometry also
+``kind``. Tensors are stored as :mod:`geomhooks.packing` packs them.
 """
 
 from __future__ import annotations
