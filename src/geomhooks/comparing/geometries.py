@@ -220,7 +220,8 @@ def _ctx(one: Result, other: Result, options: Options) -> Numbers:
     if shared < FEWEST_CONTEXTS:
         raise ValueError(
             f"{shared} contexts in common, {FEWEST_CONTEXTS} are needed: measure both on the same "
-            "text (in Python, under the same watch.tokens(contexts=ids))"
+            "text, cut in the same way (contexts are known by their file's content and their place "
+            "in it; in Python, use the same watch.tokens(contexts=ids))"
         )
     some = torch.randperm(shared, generator=torch.Generator().manual_seed(0))[: options.contexts]
     mine, theirs = mine[some], theirs[some]
