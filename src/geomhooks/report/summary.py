@@ -176,7 +176,8 @@ def _doubts(geometry: Geometry) -> Iterator[Finding]:
     if unsure:
         yield Finding(
             "caution",
-            f"At {len(unsure)} site{'s' * (len(unsure) > 1)} plain means stand for the exact fit, first at {unsure[0]}.",
+            f"At {len(unsure)} site{'s' * (len(unsure) > 1)} plain means stand for the exact "
+            f"fit, first at {unsure[0]}.",
         )
     for stream, counts in geometry.tokens.items():
         if counts["beyond"]:
