@@ -68,7 +68,8 @@ def _runs(runs: Mapping[str, Geometry], names: Names) -> Iterator[Finding]:
 def _grouped(size: str) -> str:
     """As "22,713,216 parameters)"."""
     number, _, unit = size.partition(" ")
-    return f"{int(number):,} {unit}" if number.isascii() and number.isdecimal() else size
+    plain = number.isascii() and number.isdecimal() and len(number) <= 20
+    return f"{int(number):,} {unit}" if plain else size
 
 
 def _samples(runs: Mapping[str, Geometry]) -> Iterator[Finding]:

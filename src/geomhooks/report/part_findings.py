@@ -58,7 +58,7 @@ def _updates(geometry: Geometry) -> Iterator[Finding]:
             f"{math.degrees(means[most]):.2g}° and {NAMES.get(least, least)} by "
             f"{math.degrees(means[least]):.2g}°"
         )
-    yield Finding("updates", f"{text}.", "")
+    yield Finding("updates", f"{text}.", "updates_by_layer")
 
 
 def _feed_forward(geometry: Geometry) -> Iterator[Finding]:
@@ -83,7 +83,8 @@ def _feed_forward(geometry: Geometry) -> Iterator[Finding]:
     text += f" at {most}, the most linear" if len(adjusted) > 1 else f" at {most}"
     if len(adjusted) > 1:
         text += f", and {percent(adjusted[least])} at {least}, the least"
-    yield Finding("feed-forward", f"{text} (R^2, adjusted for how many weights are fitted).")
+    text += " (R^2, adjusted for how many weights are fitted)."
+    yield Finding("feed-forward", text, "linearity_by_layer")
 
 
 def _covariance(geometry: Geometry) -> Iterator[Finding]:
@@ -100,7 +101,7 @@ def _covariance(geometry: Geometry) -> Iterator[Finding]:
     text += f"; each of {width:,} would have {percent(1 / width)} if all were alike"
     if ranks:
         text += f". The effective rank is {between(list(ranks.values()), lambda v: f'{v:.0f}')}"
-    yield Finding("variance", f"{text}.")
+    yield Finding("variance", f"{text}.", "covariance_spectrum")
 
 
 def _groups(geometry: Geometry) -> Iterator[Finding]:
@@ -132,7 +133,7 @@ def _groups(geometry: Geometry) -> Iterator[Finding]:
         )
     if most not in of_contexts:
         text += ", as if tokens were independent, which those of one text are not"
-    yield Finding("groups", f"{text}.")
+    yield Finding("groups", f"{text}.", "group_shares")
 
 
 def _components(geometry: Geometry) -> Iterator[Finding]:
