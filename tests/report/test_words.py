@@ -87,7 +87,9 @@ def test_one_context_tells_nothing() -> None:
 
 def test_a_site_without_a_finite_state_is_no_small_sample() -> None:
     layers = nn.Sequential(nn.Identity(), Add(torch.full((8,), torch.inf)))
-    found = find_outstanding(read(torch.randn(30, 5, 8), layers))
+    with pytest.warns(UserWarning, match="NaN or infinite"):
+        geometry = read(torch.randn(30, 5, 8), layers)
+    found = find_outstanding(geometry)
     cautions = [finding.text for finding in found if finding.subject == "caution"]
     assert cautions
     assert not [text for text in cautions if "separate" in text or "are few" in text]
