@@ -178,9 +178,7 @@ PICTURES: dict[str, Callable[[], go.Figure]] = {
     "word-paths": word_paths,
     "covariance-spectrum": lambda: covariance_spectrum(of_minilm()),
     "component-importance": lambda: figures.component_importance(of_minilm()),
-    "query-key-shares": lambda: without_slider(
-        figures.query_key_shares(of_attention()), 0
-    ).update_traces(textfont_color=None),
+    "query-key-shares": lambda: without_slider(figures.query_key_shares(of_attention()), 0),
     "factor-importance": factor_importance,
     "leaders-by-layer": lambda: figures.leaders_by_layer(of_minilm()),
 }

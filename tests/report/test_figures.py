@@ -105,8 +105,9 @@ def test_shares_with_noise() -> None:
     for part in ("pos", "ctx"):
         shares = geometry.stack(f"pos_ctx.shares.{part}")
         noise = geometry.stack(f"pos_ctx.noise_shares.{part}")
-        same(bars[f"{part}, as by noise"], torch.minimum(shares, noise.clamp(min=0)))
-        same(bars[part] + bars[f"{part}, as by noise"], shares)
+        same(bars[f"{part}, as by chance"], torch.minimum(shares, noise.clamp(min=0)))
+        same(bars[part] + bars[f"{part}, as by chance"], shares)
+    assert bars.pop("as by chance").tolist() == [None], "of the legend alone"
     same(sum(bars.values()), np.ones(len(geometry)))
 
 

@@ -115,6 +115,18 @@ def compare_files(
     else:
         runs = [gh.load(file) for file in files]
         report = compare_geometries(paths, runs, options)
+        if not any(
+            any(site.values()) for pair in report["pairs"] for site in pair["sites"].values()
+        ):
+            raise typer.BadParameter(
+                f"{', '.join(paths)} have no number in common to compare; "
+                + "; ".join(
+                    f"{path} has {', '.join(run[run.sites[0]])}"
+                    for path, run in zip(paths, runs, strict=True)
+                )
+                + ". Measure all with the same statistics, or name numbers that all have by "
+                "--scalars"
+            )
     if as_json:
         typer.echo(json.dumps(without_nan(report), indent=1, allow_nan=False))
     else:

@@ -32,6 +32,8 @@ from geomhooks.measuring.texts import Source
 
 __all__ = ["Progress", "Run", "Stopped", "is_out_of_memory"]
 
+PROMPT = 32  # tokens of the text that figures of heads show
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -107,7 +109,9 @@ class Run:
         self.ranks = ranks
         self.progress = Progress(total=sum(source.size for source in sources))
         self.labels = Labels(settings.contexts if labels else 0)
-        self.prompt: Tensor | None = None  # (1, T) ids of a context that was read
+        # (1, T) ids of the context that was read which begins with the most different tokens.
+        self.prompt: Tensor | None = None
+        self._different = 0
         self.watch = gh.watch(
             reader.model,
             sites=settings.sites[0] if len(settings.sites) == 1 else list(settings.sites),
@@ -232,8 +236,11 @@ class Run:
             return f"{self.sources[int(batch.sources[row])].name}: {begins}" if named else begins
 
         self.labels.note(batch.contexts.tolist(), text)
-        if self.prompt is None:
-            self.prompt = ids[:1, : lengths[0]].clone()
+        for row, length in enumerate(lengths):
+            # What stands in a figure should not be the underline of a heading.
+            different = len(set(ids[row, : min(PROMPT, length)].tolist()))
+            if self.prompt is None or different > self._different:
+                self.prompt, self._different = ids[row : row + 1, :length].clone(), different
 
     def _forward(self, batch: Batch, device: torch.device) -> None:
         try:

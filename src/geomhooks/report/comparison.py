@@ -11,8 +11,9 @@ from typing import Any
 from geomhooks.errors import FigureError
 from geomhooks.history import History
 from geomhooks.report import figures
-from geomhooks.report.comparison_summary import find_differences, find_turns
+from geomhooks.report.comparison_summary import find_differences
 from geomhooks.report.comparison_tables import geometry_tables, history_tables, scalars_of
+from geomhooks.report.comparison_turns import find_turns
 from geomhooks.report.rendering import Entry, draw, render, write_page
 from geomhooks.report.scalar_names import named
 from geomhooks.report.summary import describe_input, explain_parts
@@ -73,12 +74,16 @@ def comparison_page(runs: Runs, found: Numbers, *, title: str | None = None) -> 
         sections, tables = _of_geometries(geometries, found, names), geometry_tables(found, names)
         findings = find_differences(geometries, found, names)
         sites = next(iter(geometries.values())).sites
-        read = " ".join(f"{name}: {describe_input(run)}" for name, run in geometries.items())
+        read = " ".join(
+            f"{_who(name, file)}: {run.measured_on}, {describe_input(run)}"
+            for (name, run), file in zip(geometries.items(), found["files"], strict=True)
+        )
     else:
         sections, tables = _of_histories(histories, found), history_tables(found, names)
         findings, sites = find_turns(histories, found, names), _sites_of(found)
         steps = found["steps"]
-        read = f"{len(steps):,} steps in common, {steps[0]:,} to {steps[-1]:,}."
+        who = ", ".join(_who(name, file) for file, name in names.items())
+        read = f"{who}: {len(steps):,} steps in common, {steps[0]:,} to {steps[-1]:,}."
     drawn = draw(sections)
     if not drawn:
         raise FigureError("nothing that these runs have in common has a figure")
@@ -106,6 +111,11 @@ def run_names(files: Sequence[str]) -> dict[str, str]:
     if len(set(stems)) == len(stems):
         return dict(zip(files, stems, strict=True))
     return {file: file for file in files}
+
+
+def _who(name: str, file: str) -> str:
+    """What a run is called, and of which file it is."""
+    return name if name == file else f"{name} ({file})"
 
 
 def _of_geometries(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from geomhooks.errors import UnidentifiedError
+from geomhooks.report.columns import Column, degrees, length, plain, share
 from geomhooks.report.figures.found import lookup
-from geomhooks.report.tables import Column, degrees, length, plain, share, site_table, sparkline
+from geomhooks.report.tables import site_table, sparkline
 from geomhooks.report.theme import COLOURS
 from geomhooks.results import Lazy, Result, Unavailable
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from html import unescape
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from geomhooks.report.figures.found import thinned
 from geomhooks.report.figures.layers import add_slider
 from geomhooks.report.figures.words import Words, word
 from geomhooks.report.rendering import Entry
+from geomhooks.report.theme import visible
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,6 +29,7 @@ __all__ = ["entries_of_model", "head_shares"]
 
 LAYERS = 8  # that are looked at, evenly spaced
 TOKENS = 32  # of the text
+BEGINNING = 100  # letters of it that are told
 HEADS = 12  # of a layer whose curves are drawn
 PLACE = ((QUERY_KEY_PARTS.index("pos"),), (QUERY_KEY_PARTS.index("pos"),))
 TEXT = (QUERY_KEY_PARTS.index("ctx"), QUERY_KEY_PARTS.index("resid"))
@@ -63,10 +66,16 @@ def entries_of_model(
     splits = cache(partial(_splits, geometry, model, prompt[:, :TOKENS]))
     ids = prompt[0, :TOKENS].tolist()
     texts = [word(words, token) for token in ids] if words is not None else None
+    # The page escapes its texts itself.
+    read = "" if texts is None else visible(" ".join(map(unescape, texts)), BEGINNING)
+    beginning = f"The text begins: {read}" if read else ""
 
     def logits(parts: tuple[tuple[int, ...], tuple[int, ...]]) -> go.Figure:
         found = _most(splits(), parts)
-        return query_key_logits(found.split, found.head, words=texts, block=found.block)
+        figure = query_key_logits(found.split, found.head, words=texts, block=found.block)
+        about = figure.layout.meta
+        said = f"{about['explanation']} {beginning}".rstrip()
+        return figure.update_layout(meta=about | {"explanation": said})
 
     for name, heading, parts in (
         ("query_key_logits_place", "The head that looks most at places, on one text", PLACE),

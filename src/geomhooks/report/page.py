@@ -202,6 +202,11 @@ def _of_geometry(
             ),
             entry(figures.step_angles, "How far blocks turn states"),
             entry(figures.directions_by_layer, "How alike directions are"),
+            entry(figures.covariance_spectrum, "In how many directions states differ"),
+        ],
+        "Groups": [
+            entry(figures.group_shares, "How much groups differ"),
+            entry(figures.group_distances, "How far groups are apart", groups=groups),
         ],
         "Words": [
             entry(figures.next_word_pull, "From the own word to the next"),
@@ -209,10 +214,20 @@ def _of_geometry(
         ],
         "Parts of the model": [
             entry(figures.component_importance, "What states are made of"),
+            entry(figures.updates_by_layer, "How much parts add"),
+            entry(
+                figures.updates_by_layer,
+                "How much of it is along the state",
+                "radial_share_by_layer",
+                of="radial_share",
+            ),
+            entry(figures.linearity_by_layer, "How linear feed-forward layers are"),
             entry(figures.query_key_shares, "What attention looks at"),
             entry(figures.leaders_by_layer, "Tokens that lead"),
             entry(figures.leaders_by_layer, "Where tokens end", "basins_by_layer", of="basins"),
+            entry(figures.leading_words, "Words that lead", words=words),
             entry(figures.factor_importance, "Factors of a dictionary", words=words),
+            entry(figures.learned_factors, "Factors that are learned"),
         ],
     }
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from geomhooks.report.tables import degrees, length, plain, share
+from geomhooks.report.columns import degrees, length, plain, share
 from geomhooks.report.theme import NAMES
 
 __all__ = ["Named", "named"]
@@ -25,9 +25,9 @@ class Named(NamedTuple):
 
     @property
     def axis(self) -> dict[str, str]:
-        """How an axis shows them."""
+        """How an axis shows them; shares from 0."""
         if self.show is share:
-            return {"tickformat": ".3~p"}
+            return {"tickformat": ".3~p", "rangemode": "tozero"}
         return {"ticksuffix": "°"} if self.show is degrees else {}
 
     def error(self, value: float) -> str:

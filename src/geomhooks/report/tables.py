@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
+from geomhooks.report.columns import Column, columns_of
 from geomhooks.report.theme import COLOURS
 
 if TYPE_CHECKING:
     from geomhooks.snapshot import Geometry
 
-__all__ = ["COLUMNS", "Cell", "Column", "Table", "geometry_table", "site_table", "sparkline"]
-
-
-class Column(NamedTuple):
-    """One number of each site."""
-
-    header: str
-    scalar: str
-    show: Callable[[float], str]
-    about: str
+__all__ = ["Cell", "Table", "geometry_table", "site_table", "sparkline"]
 
 
 class Cell(NamedTuple):
@@ -42,51 +34,8 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Cell]]
 
 
-def share(value: float) -> str:
-    """As "12.3 %"."""
-    return f"{100 * value:.1f} %"
-
-
-def length(value: float) -> str:
-    """With four digits."""
-    return f"{value:.4g}" if value < 1e5 else f"{value:.2e}"
-
-
-def degrees(value: float) -> str:
-    """Of radians."""
-    return f"{math.degrees(value):.1f}°"
-
-
-def plain(value: float) -> str:
-    """With three decimals."""
-    return f"{value:.3f}"
-
-
-COLUMNS = (
-    Column("pos", "pos_ctx/shares/pos", share, "share of variance of the position"),
-    Column("pos by noise", "pos_ctx/noise_shares/pos", share, "what chance adds to that share"),
-    Column("ctx", "pos_ctx/shares/ctx", share, "share of variance of the context"),
-    Column("ctx by noise", "pos_ctx/noise_shares/ctx", share, "what chance adds to that share"),
-    Column("resid", "pos_ctx/shares/resid", share, "share of variance of neither"),
-    Column("stable rank", "pos_ctx/stable_rank", length, "directions that pos uses"),
-    Column(
-        "above noise", "pos_ctx/rank_above_noise", length, "singular values of pos above the noise"
-    ),
-    Column("pos · ctx", "pos_ctx/incoherence/mean", plain, "mean |cosine| between pos and ctx"),
-    Column("norm", "sphere/without_first/norm/mean", length, "without position 0"),
-    Column("radius", "sphere/without_first/radius/mean", length, "without position 0"),
-    Column(
-        "step", "sphere/without_first/step_angle/mean", degrees, "by which the block turns a state"
-    ),
-    Column(
-        "anisotropy", "sphere/without_first/anisotropy", plain, "mean cosine between two states"
-    ),
-    Column("pull", "next_word/without_first/pull/mean", plain, "of the next word, nats"),
-)
-
-
 def site_table(
-    geometry: Geometry, columns: Sequence[Column] = COLUMNS
+    geometry: Geometry, columns: Sequence[Column]
 ) -> tuple[list[Column], dict[str, list[Cell]]]:
     """The columns that at least one site has, and their cells by site."""
     scalars = geometry.scalars(only=[f"*/{column.scalar}" for column in columns])
@@ -106,17 +55,26 @@ def site_table(
 
 
 def geometry_table(geometry: Geometry) -> list[Table]:
-    """The table of a page: all sites, or nothing where none has a number."""
-    columns, rows = site_table(geometry)
-    if not columns:
-        return []
-    explanation = (
-        "A name that ends in @in is what comes into a block; the others are what comes out. Click "
-        "a heading to sort."
-    )
-    heads = [("site", "in forward order"), *((c.header, c.about) for c in columns)]
-    cells = [[Cell(None, site), *row] for site, row in rows.items()]
-    return [Table("sites", "All sites", explanation, heads, cells)]
+    """The tables of a page: all sites, and the whole model, each where it has numbers."""
+    made = []
+    columns, rows = site_table(geometry, columns_of(geometry))
+    if columns:
+        explanation = (
+            "A name that ends in @in is what comes into a block; the others are what comes out. "
+            "Click a heading to sort; point at it for what it means."
+        )
+        heads = [("site", "in forward order"), *((c.header, c.about) for c in columns)]
+        cells = [[Cell(None, site), *row] for site, row in rows.items()]
+        made.append(Table("sites", "All sites", explanation, heads, cells))
+    whole = geometry.model.scalars()
+    if whole:
+        numbers = [
+            [Cell(None, name), Cell(value, f"{value:.6g}" if math.isfinite(value) else "-")]
+            for name, value in whole.items()
+        ]
+        heads = [("number", "statistic and result"), ("value", "of all sites together")]
+        made.append(Table("model", "The whole model", "What is of no single site.", heads, numbers))
+    return made
 
 
 def sparkline(

@@ -25,6 +25,7 @@ __all__ = [
     "label",
     "new_figure",
     "template",
+    "visible",
 ]
 
 COLOURS: Mapping[str, str] = {
@@ -166,6 +167,14 @@ def new_figure(title: str, x: str, y: str, about: About, **layout: Any) -> go.Fi
     )
 
 
+def visible(text: object, longest: int) -> str:
+    """A text of others letter by letter, in one line, not long; markup is still markup."""
+    shown = "".join(_visible(letter) for letter in str(text))
+    if len(shown) > longest:
+        shown = shown[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return shown
+
+
 def label(text: object, longest: int = 48) -> str:
     """A text of others as plotly shows it letter by letter: without markup, in one line, not long.
 
@@ -173,10 +182,7 @@ def label(text: object, longest: int = 48) -> str:
         >>> label("<b>a & b</b>")
         '&lt;b&gt;a &amp; b&lt;/b&gt;'
     """
-    shown = "".join(_visible(letter) for letter in str(text))
-    if len(shown) > longest:
-        shown = shown[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return escape(shown, quote=False)
+    return escape(visible(text, longest), quote=False)
 
 
 def _visible(letter: str) -> str:

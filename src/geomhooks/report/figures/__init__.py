@@ -13,8 +13,11 @@ from geomhooks.report.figures.attention import (
 )
 from geomhooks.report.figures.beside import side_by_side
 from geomhooks.report.figures.components import component_importance
+from geomhooks.report.figures.covariance import covariance_spectrum
 from geomhooks.report.figures.factors import factor_importance
+from geomhooks.report.figures.groups import group_distances, group_shares
 from geomhooks.report.figures.leaders import leaders_by_layer
+from geomhooks.report.figures.learning import learned_factors
 from geomhooks.report.figures.position import (
     position_context_gram,
     position_fourier,
@@ -29,23 +32,31 @@ from geomhooks.report.figures.sphere import (
     length_by_position,
     step_angles,
 )
+from geomhooks.report.figures.sublayers import linearity_by_layer, updates_by_layer
 from geomhooks.report.figures.training import (
     runs_over_training,
     scalar_over_training,
     spiral_over_training,
 )
 from geomhooks.report.figures.words import Words, next_word_pull, word_paths
+from geomhooks.report.figures.words_that_lead import leading_words
 
 __all__ = [
     "Measure",
     "Words",
     "agreement_by_layer",
     "component_importance",
+    "covariance_spectrum",
     "directions_by_layer",
     "factor_importance",
+    "group_distances",
+    "group_shares",
     "leaders_by_layer",
+    "leading_words",
+    "learned_factors",
     "length_by_layer",
     "length_by_position",
+    "linearity_by_layer",
     "next_word_pull",
     "position_context_gram",
     "position_fourier",
@@ -61,6 +72,7 @@ __all__ = [
     "singular_value_coverage",
     "spiral_over_training",
     "step_angles",
+    "updates_by_layer",
     "variance_shares",
     "word_paths",
 ]

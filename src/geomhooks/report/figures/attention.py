@@ -78,7 +78,6 @@ def query_key_shares(geometry: Geometry, head: int | None = None) -> go.Figure:
                 zmax=largest,
                 colorscale=DIVERGING,
                 texttemplate="%{z:.0%}",
-                textfont={"color": "#1f2933"},
                 colorbar={"title": {"text": "share"}, "tickformat": ".0%", "thickness": 14},
                 hovertemplate="%{y} of the query, %{x} of the key: %{z:.1%}<extra></extra>",
                 name=label(site),

@@ -24,6 +24,8 @@ WATCH: Mapping[str, str] = {
     "components": "gh.Components()",
     "attention": "gh.Attention(geometry_with_pos_ctx)",
     "covariance": "gh.Covariance()",
+    "group_means": "gh.GroupMeans()",
+    "feed_forward_fit": "gh.FeedForwardFit()",
     "leaders": "gh.Leaders()",
     "factors": "gh.Factors(dictionary)",
 }

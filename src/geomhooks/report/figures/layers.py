@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from geomhooks.report.figures.found import short_names
@@ -11,9 +12,11 @@ from geomhooks.report.theme import label
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["add_slider", "layer_axis"]
+__all__ = ["add_slider", "in_space", "layer_axis", "logarithmic"]
 
 MOST_TICKS = 26
+EYE = {"x": 1.6, "y": 1.6, "z": 1.0}  # of whoever looks at a figure in space
+FEW_DECADES, MOST_DECADES = 3, 8
 
 
 def add_slider(
@@ -86,4 +89,48 @@ def layer_axis(
         "tickvals": list(range(0, len(sites), stride)),
         "ticktext": [label(name, 24) for name in short_names(sites)][::stride],
         "range": [-0.6, len(sites) - 0.4],
+    }
+
+
+def in_space(figure: go.Figure, axes: Sequence[str]) -> go.Figure:
+    """Three axes with these titles, seen from aside; from farther off on a narrow page."""
+    scene: dict[str, Any] = {
+        f"{letter}axis": {"title": {"text": text}} for letter, text in zip("xyz", axes, strict=True)
+    }
+    narrow = {"scene.camera.eye": {letter: 1.45 * at for letter, at in EYE.items()}}
+    return figure.update_layout(
+        scene=scene | {"camera": {"eye": EYE}}, meta=figure.layout.meta | {"narrow": narrow}
+    )
+
+
+def logarithmic(values: Iterable[float]) -> dict[str, Any]:
+    """A logarithmic axis for some values, whose ticks are whole numbers, or powers of ten.
+
+    Example:
+        >>> logarithmic([0.3, 20.0])["ticktext"]
+        ['0.2', '0.5', '1', '2', '5', '10', '20', '50']
+        >>> logarithmic([1e-5, 3.0])["ticktext"]
+        ['1e-5', '1e-4', '0.001', '0.01', '0.1', '1']
+    """
+    known = [math.log10(value) for value in values if 0 < value < math.inf]
+    if not known:
+        return {"type": "log"}
+    low, high = math.floor(min(known)), math.ceil(max(known))
+    if high - low <= FEW_DECADES:
+        steps = [(digit, power) for power in range(low, high + 1) for digit in (1, 2, 5)]
+    else:
+        steps = [(1, power) for power in range(low, high + 1, -(-(high - low) // MOST_DECADES))]
+    margin = math.log10(2.6)
+    ticks = {
+        (f"{digit}e{power}" if power < -3 or power > 5 else f"{digit * 10.0**power:g}"): (
+            digit * 10.0**power
+        )
+        for digit, power in steps
+        if min(known) - margin < math.log10(digit) + power < max(known) + margin
+    }
+    return {
+        "type": "log",
+        "tickmode": "array",
+        "tickvals": list(ticks.values()),
+        "ticktext": list(ticks),
     }

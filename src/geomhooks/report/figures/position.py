@@ -12,7 +12,7 @@ from geomhooks.functional.cosines import cosines
 from geomhooks.functional.position.smoothness import dct_spectrum
 from geomhooks.functional.position.spiral import principal_components
 from geomhooks.report.figures.found import find, numbers, thinned
-from geomhooks.report.figures.layers import add_slider
+from geomhooks.report.figures.layers import add_slider, in_space, logarithmic
 from geomhooks.report.theme import (
     COLOURS,
     DIVERGING,
@@ -128,14 +128,7 @@ def position_spiral(geometry: Geometry, dimensions: int = 2, positions: int = 10
     if dimensions == 2:
         figure.update_yaxes(scaleanchor="x", scaleratio=1)
     else:
-        short = [f"component {number + 1}" for number in range(3)]
-        figure.update_layout(
-            scene={
-                f"{axis}axis": {"title": {"text": text}}
-                for axis, text in zip("xyz", short, strict=True)
-            }
-            | {"camera": {"eye": {"x": 1.6, "y": 1.6, "z": 1.0}}}
-        )
+        in_space(figure, [f"component {number + 1}" for number in range(3)])
     figure.update_layout(height=560)
     return add_slider(figure, traces, titles)
 
@@ -166,8 +159,10 @@ def position_singular_values(geometry: Geometry, number: int = 60) -> go.Figure:
     """
     go = graph_objects()
     traces, titles = {}, {}
+    every: list[float] = []
     for site, found in find(geometry, "pos_ctx").items():
         values = found.singular_values[:number]
+        every += values.tolist()
         index = numbers(torch.arange(1, len(values) + 1))
         traces[site] = [
             go.Scatter(
@@ -204,7 +199,7 @@ def position_singular_values(geometry: Geometry, number: int = 60) -> go.Figure:
         f"{SONG}, figure 2; noise floor: geomhooks.functional.singular_value_floor",
     )
     figure = new_figure("", "index", "singular value", about)
-    figure.update_yaxes(type="log", dtick="D2")
+    figure.update_yaxes(logarithmic(every))
     return add_slider(figure, traces, titles)
 
 

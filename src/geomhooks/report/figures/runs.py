@@ -11,7 +11,7 @@ from geomhooks.errors import FigureError, UnidentifiedError
 from geomhooks.report.figures.found import lookup, numbers
 from geomhooks.report.figures.layers import add_slider, layer_axis
 from geomhooks.report.scalar_names import named
-from geomhooks.report.theme import COLOURS, RUNS, About, graph_objects, label, new_figure
+from geomhooks.report.theme import COLOURS, RUNS, About, graph_objects, label, new_figure, visible
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -82,7 +82,7 @@ def runs_compared(runs: Mapping[str, Geometry], scalar: str = "pos_ctx/shares/po
         f"agree.{_what_of_noise(curves.values())}",
         MICKUS,
     )
-    figure = new_figure(scalar, "", what.heading, about)
+    figure = new_figure(what.heading, "", "", about)
     for number, (name, curve) in enumerate(curves.items()):
         colour = RUNS[number % len(RUNS)]
         line = _line(sites, [curve.values[at] for at in shown], label(name), colour)
@@ -138,8 +138,8 @@ def run_differences(runs: Mapping[str, Geometry], scalars: Sequence[str]) -> go.
     if not traces:
         raise FigureError(f"no scalar of {', '.join(scalars)} is in two runs at one site")
     about = About(
-        f"What each run has more, or less, than {label(first)}. Thin bars are intervals of 95 % "
-        "where standard errors are known, as if tokens were independent; diamonds are the "
+        f"What each run has more, or less, than {visible(first, 48)}. Thin bars are intervals of "
+        "95 % where standard errors are known, as if tokens were independent; diamonds are the "
         "difference that chance makes in shares, as samples of other sizes have other noise.",
         MICKUS,
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["variance_shares"]
 
 PARTS = ("pos", "ctx", "resid")
+CHANCE = "as by chance"
 
 
 def variance_shares(geometry: Geometry) -> go.Figure:
@@ -41,8 +42,8 @@ def variance_shares(geometry: Geometry) -> go.Figure:
         ...     _ = model(torch.randn(5, 6, 4))
         >>> figure = variance_shares(watch.geometry())
         >>> [trace.name for trace in figure.data]
-        ['pos', 'pos, as by noise', 'ctx', 'ctx, as by noise', 'resid']
-        >>> round(sum(float(trace.y[0]) for trace in figure.data), 6)
+        ['pos', 'pos, as by chance', 'ctx', 'ctx, as by chance', 'resid', 'as by chance']
+        >>> round(sum(float(trace.y[0]) for trace in figure.data[:-1]), 6)
         1.0
     """
     go = graph_objects()
@@ -65,7 +66,7 @@ def variance_shares(geometry: Geometry) -> go.Figure:
             noise = [_noise(result, part) for result in found.values()]
         chance = [max(0.0, min(share, n)) for share, n in zip(shares, noise, strict=True)]
         beyond = [share - n for share, n in zip(shares, chance, strict=True)]
-        bars = {part: beyond} | ({f"{part}, as by noise": chance} if part != "resid" else {})
+        bars = {part: beyond} | ({f"{part}, as by chance": chance} if part != "resid" else {})
         for name, values in bars.items():
             hatched = name != part
             figure.add_trace(
@@ -78,11 +79,23 @@ def variance_shares(geometry: Geometry) -> go.Figure:
                         "color": faded(COLOURS[part], 0.25) if hatched else COLOURS[part],
                         "pattern": {"shape": "/" if hatched else "", "fgcolor": COLOURS[part]},
                     },
-                    showlegend=not hatched or max(values) > 0.005,
+                    legendgroup=CHANCE if hatched else part,
+                    showlegend=not hatched,
                     hovertemplate=f"%{{hovertext}}<br>{name}: %{{y:.1%}} of %{{customdata:.1%}}"
                     "<extra></extra>",
                 )
             )
+    # One entry of the legend for both hatchings, which has no bar of its own.
+    pattern = {"shape": "/", "fgcolor": COLOURS["resid"]}
+    figure.add_trace(
+        go.Bar(
+            y=[None],
+            name=CHANCE,
+            legendgroup=CHANCE,
+            marker={"color": faded(COLOURS["resid"], 0.25), "pattern": pattern},
+            hoverinfo="skip",
+        )
+    )
     figure.update_xaxes(layer_axis(list(found)))
     figure.update_yaxes(tickformat=".0%", range=[0, 1])
     return figure

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from geomhooks.errors import FigureError, UnidentifiedError
+from geomhooks.errors import FigureError
 from geomhooks.report.figures.found import find, lookup, numbers, thinned
-from geomhooks.report.figures.layers import layer_axis
+from geomhooks.report.figures.layers import layer_axis, logarithmic
+from geomhooks.report.figures.sublayers import update_of
 from geomhooks.report.theme import (
     COLOURS,
     NAMES,
@@ -144,7 +145,7 @@ def length_by_layer(geometry: Geometry, of: Length = "norm") -> go.Figure:
     figure.update_xaxes(layer_axis(list(found)))
     values = [v for v in (*first, *(float(m.mean) for m in rest.values())) if v > 0]
     if values and max(values) > 30 * min(values):
-        figure.update_yaxes(type="log")
+        figure.update_yaxes(logarithmic(values))
     return figure
 
 
@@ -156,10 +157,10 @@ def step_angles(geometry: Geometry) -> go.Figure:
     alone (derived from the picture of R. Molina, arXiv 2309.07315, which measures no angle).
 
     Args:
-        geometry: with ``sphere`` at blocks; with ``updates``, sublayers are drawn as well.
+        geometry: with ``sphere`` at blocks, or ``updates``, or both; what it has is drawn.
 
     Raises:
-        FigureError: the geometry has no ``sphere.step_angle``.
+        FigureError: the geometry has no ``sphere.step_angle`` and no ``updates``.
 
     Example:
         >>> import torch, geomhooks as gh
@@ -170,7 +171,7 @@ def step_angles(geometry: Geometry) -> go.Figure:
         >>> [trace.name for trace in step_angles(watch.geometry()).data]
         ['± standard deviation', 'block']
     """
-    found = find(geometry, "sphere.step_angle")
+    names = _turning(geometry)
     about = About(
         "The angle, seen from the centre of the sphere on which norms put the states, between "
         "what comes into a block and what comes out; 0° is no change of direction, 90° an "
@@ -179,11 +180,11 @@ def step_angles(geometry: Geometry) -> go.Figure:
         MOLINA,
     )
     figure = new_figure("How far each block turns the states", "", "angle (degrees)", about)
-    names = list(found)
-    moments = [geometry[site].sphere.without_first.step_angle for site in names]
-    _add_band(figure, moments, names, "block", COLOURS["state"], math.degrees(1))
+    moments = [lookup(geometry[site], "sphere.without_first.step_angle") for site in names]
+    if None not in moments:
+        _add_band(figure, moments, names, "block", COLOURS["state"], math.degrees(1))
     for sublayer in ("attention", "cross_attention", "mlp"):
-        angles = [_turn(geometry, site, sublayer) for site in names]
+        angles = [update_of(geometry, site, sublayer, "step_angle") for site in names]
         if not all(map(math.isnan, angles)):
             name = NAMES.get(sublayer, sublayer)
             figure.add_trace(_line(names, angles, name, COLOURS[sublayer]))
@@ -229,13 +230,15 @@ def directions_by_layer(geometry: Geometry) -> go.Figure:
     return figure
 
 
-def _turn(geometry: Geometry, site: str, sublayer: str) -> float:
-    """Mean angle of a sublayer's update in degrees; NaN where no token went through it."""
+def _turning(geometry: Geometry) -> list[str]:
+    """Sites with angles of blocks, or where there are none of their sublayers."""
     try:
-        value = lookup(geometry[site], f"updates.without_first.{sublayer}.step_angle.mean")
-    except UnidentifiedError:
-        value = None
-    return math.nan if value is None else math.degrees(float(value))
+        return list(find(geometry, "sphere.step_angle"))
+    except FigureError as error:
+        try:
+            return list(find(geometry, "updates"))
+        except FigureError:
+            raise error from None
 
 
 def _lengths(geometry: Geometry, of: str) -> dict[str, Result]:

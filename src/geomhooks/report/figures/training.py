@@ -75,7 +75,7 @@ def scalar_over_training(
         f"at most {points} steps of a line are drawn." if len(history) > points else "",
     )
     what = named(scalar)
-    figure = new_figure(f"{scalar} over training", "training step", what.heading, about)
+    figure = new_figure(f"{what.heading} over training", "training step", what.heading, about)
     figure.update_yaxes(**what.axis)
     for site, short, colour in zip(
         sites, short_names(sites), depth_colours(len(sites)), strict=True

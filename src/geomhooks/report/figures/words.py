@@ -12,7 +12,7 @@ from geomhooks.errors import FigureError
 from geomhooks.functional.sphere.projections import principal_geodesics
 from geomhooks.functional.sphere.trajectories import sphere_path
 from geomhooks.report.figures.found import find, numbers, short_names, thinned
-from geomhooks.report.figures.layers import layer_axis
+from geomhooks.report.figures.layers import EYE, in_space, layer_axis
 from geomhooks.report.theme import COLOURS, RUNS, About, graph_objects, label, new_figure
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Words", "next_word_pull", "word", "word_paths"]
 
+NAME = (0.25, 0.07)  # what a name takes of the width and height of the picture
 Words = Mapping[int, str] | Callable[[int], str]
 MOLINA = (
     'R. Molina, "Traveling Words: A Geometric Interpretation of Transformers", arXiv 2309.07315'
@@ -104,6 +105,8 @@ def word_paths(
         height=620,
     )
     layers = [label(name) for name in short_names(list(found))]
+    # Names at ends that lie on each other could not be read; the legend has all.
+    named = {at[index] for index in apart(_as_seen(scores[-1][at]))}
     for number, row in enumerate(at):
         place = int(known[row])
         name = f"{place}: {word(words, int(ids[place]))}"
@@ -112,7 +115,7 @@ def word_paths(
         common: dict[str, Any] = {
             "mode": "lines+markers+text",
             "name": name,
-            "text": [""] * (len(layers) - 1) + [name],
+            "text": [""] * (len(layers) - 1) + [name if row in named else ""],
             "hovertext": layers,
             "textfont": {"color": colour},
             "line": {"color": colour, "width": 2 if dimensions == 2 else 4},
@@ -130,11 +133,38 @@ def word_paths(
     if dimensions == 2:
         figure.update_yaxes(scaleanchor="x", scaleratio=1)
     else:
-        figure.update_layout(
-            scene={f"{axis}axis": {"title": {"text": "rad"}} for axis in "xyz"}
-            | {"camera": {"eye": {"x": 1.6, "y": 1.6, "z": 1.0}}},
-        )
-    return figure.update_layout(showlegend=False)
+        in_space(figure, [f"geodesic {number} (rad)" for number in (1, 2, 3)])
+    beside = {"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"}
+    return figure.update_layout(showlegend=True, legend=beside)
+
+
+def apart(ends: Tensor) -> list[int]:
+    """Of ends (n, 2) as they are seen, those whose names do not lie on one chosen before.
+
+    Example:
+        >>> apart(torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+        [0, 2, 3]
+    """
+    wide, high = (ends.amax(0) - ends.amin(0)).clamp(min=1e-12).tolist()
+    chosen: list[int] = []
+    for index, (x, y) in enumerate(ends.tolist()):
+        if all(
+            abs(x - float(ends[other, 0])) > NAME[0] * wide
+            or abs(y - float(ends[other, 1])) > NAME[1] * high
+            for other in chosen
+        ):
+            chosen.append(index)
+    return chosen
+
+
+def _as_seen(points: Tensor) -> Tensor:
+    """Points (n, 2 or 3) on the plane of the picture, those in space from where the camera is."""
+    if points.shape[1] == 2:
+        return points
+    eye = torch.tensor([EYE[letter] for letter in "xyz"], dtype=points.dtype)
+    right = torch.stack([-eye[1], eye[0], torch.zeros_like(eye[2])])
+    above = torch.linalg.cross(eye, right)
+    return points @ torch.stack([right / right.norm(), above / above.norm()], 1)
 
 
 def word(words: Words | None, token: int) -> str:

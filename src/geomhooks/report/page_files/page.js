@@ -169,6 +169,7 @@
     read(name).data.forEach((trace) => {
       const [x, y, z] = [trace.x, trace.y, trace.z].map(unpack);
       const of = unpack(trace.hovertext);
+      if (Array.isArray(y) && y.every((value) => value === null)) return;
       const title = [...new Set([...(trace.meta ?? []), trace.name ?? ""])].join(", ");
       if (z && Array.isArray(z[0])) {
         const shown = unpack(trace.customdata) ?? z;
