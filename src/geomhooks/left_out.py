@@ -44,7 +44,7 @@ def warn_of_what_is_left_out(state: State, sites: Mapping[str, SiteState], stack
     bare = [name for name, site in sites.items() if _has_no_labels(state, site)]
     if bare:
         warnings.warn(
-            f"GroupMeans has been given no label of a group at {_some(map(repr, bare))}, so that "
+            f"GroupMeans: no token had the label of a group at {_some(map(repr, bare))}, so that "
             "there are no means; give labels with the forwards: with watch.tokens(groups=...)",
             stacklevel=stacklevel + 1,
         )

@@ -297,6 +297,7 @@ def test_balanced_contexts(case: Case, way: Way, tmp_path: Path) -> None:
     subject.check(way(subject, tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore:GroupMeans. no token had the label")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @settings(max_examples=10)
 @given(data=st.data())

@@ -109,7 +109,9 @@ def test_forwards_without_labels_are_in_no_group() -> None:
 
 
 def test_without_any_label_there_is_no_mean_but_a_reason() -> None:
-    with pytest.warns(UserWarning, match=r"no label of a group at '.*watch\.tokens\(groups="):
+    with pytest.warns(
+        UserWarning, match=r"no token had the label of a group at '.*watch\.tokens\(groups="
+    ):
         found = measure(randn(2, 3, 4), None, gh.GroupMeans(2))[SITE].group_means
     assert int(found.unlabelled) == 6
     with pytest.raises(
