@@ -78,7 +78,7 @@ def test_files_that_hold_no_dictionary(tmp_path: Path) -> None:
         with pytest.raises(FileFormatError, match="nested deeper than 64 times"):
             load(path)
     path.write_bytes(write(path, GOOD, dictionary=unit).read_bytes()[:-9])
-    with pytest.raises(FileFormatError, match="is truncated or no dictionary file"):
+    with pytest.raises(FileFormatError, match="is truncated, damaged, or no dictionary file"):
         gh.load_dictionary(path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         gh.load_dictionary(tmp_path / "none")

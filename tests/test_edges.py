@@ -13,6 +13,7 @@ import geomhooks as gh
 from tests.models import Stack
 
 
+@pytest.mark.filterwarnings("ignore:tokens left out because an entry")
 @torch.no_grad()
 def test_a_site_where_nothing_is_finite() -> None:
     model = Stack(8, depth=1)

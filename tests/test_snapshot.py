@@ -142,3 +142,17 @@ def test_stack_scalars_and_unknown_names() -> None:
         geometry["blocks.7"]
     with pytest.raises(AttributeError, match="there are"):
         _ = geometry["blocks.1"].pos_ctx.no_such_result
+
+
+def test_a_path_that_is_not_there_is_corrected() -> None:
+    model = nn.Sequential(nn.Identity())
+    with torch.no_grad(), gh.watch(model, sites="0") as watch:
+        model(torch.randn(3, 4, 2))
+    geometry = watch.geometry()
+    with pytest.raises(gh.errors.SiteError, match=r"did you mean pos_ctx\.shares\.pos"):
+        geometry.stack("pos_ctx.share.pos")
+    with pytest.raises(gh.errors.SiteError, match="the last has pos_ctx") as caught:
+        geometry.stack("nope")
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(OSError, match=r"'/proc/x\.safetensors'$"):
+        geometry.save("/proc/x.safetensors")

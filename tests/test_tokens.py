@@ -302,3 +302,20 @@ def test_a_mask_that_does_not_fit_names_both_shapes() -> None:
     both_shapes = pytest.raises(gh.errors.TokensError, match=r"\(3, 4\).*\(3, 5")
     with both_shapes, watch(model) as w, w.tokens(mask=LEFT[:, :4]):
         model(input_ids=ids())
+
+
+def test_negative_positions_are_refused_unless_they_are_masked() -> None:
+    model, states = nn.Sequential(nn.Identity()), torch.randn(2, 5, 4)
+    positions = torch.arange(5) - 2
+    mask = torch.tensor([[0, 0, 1, 1, 1]] * 2)
+    with torch.no_grad(), gh.watch(model, sites="0") as watch:
+        with (
+            watch.tokens(positions=positions),
+            pytest.raises(
+                gh.errors.TokensError, match=r"4 tokens .* negative position, the least -2"
+            ),
+        ):
+            model(states)
+        with watch.tokens(positions=positions, mask=mask):  # as counting a mask gives them
+            model(states)
+    assert watch.geometry()["0"].pos_ctx.position_count.tolist() == [2, 2, 2]

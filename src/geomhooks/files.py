@@ -3,8 +3,9 @@
 Tensors are named ``site/<name>/<statistic>/<accumulator>/<tensor>``, ``stream/...`` and
 ``model/...``. The metadata has one entry, ``geomhooks``: JSON with ``schema`` (a number that grows
 when older versions cannot read a file), ``description`` (model, shards, statistics with their
-parameters, streams, sites), ``counts``, ``versions`` and ``notes``; in files of another kind than a
-geometry also ``kind``. Tensors are stored as :mod:`geomhooks.packing` packs them.
+parameters, streams, sites), ``counts``, ``versions``, ``notes`` and ``checksum``, the CRC-32 of the
+bytes of all tensors in the order of their names; in files of another kind than a geometry also
+``kind``. Tensors are stored as :mod:`geomhooks.packing` packs them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from geomhooks.version import __version__
 
 __all__ = [
     "SCHEMA",
+    "checksum_of",
     "first_key_of",
     "kind_of",
     "notes_of",
@@ -50,6 +53,7 @@ LOADERS = {
     "history": "gh.History.load",
     "dictionary": "gh.load_dictionary",
 }
+DAMAGED = "copy it again from where it was written, or write it again"
 UPGRADE = "Upgrade geomhooks: pip install -U geomhooks"
 
 
@@ -57,6 +61,22 @@ def first_key_of(shard: str) -> int:
     """Where a shard's running context numbers start: apart from all others."""
     digest = hashlib.blake2b(shard.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2 | 1 << 61
+
+
+def checksum_of(tensors: Mapping[str, Tensor]) -> str:
+    """The CRC-32 of the bytes of all tensors in the order of their names, as 8 hexadecimal digits.
+
+    It tells damage, not forgery.
+
+    Example:
+        >>> checksum_of({"b": torch.ones(1), "a": torch.zeros(1)})
+        'e8c76a1f'
+    """
+    found = 0
+    for name in sorted(tensors):
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        found = zlib.crc32(flat.view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"
 
 
 def write_file(path: str | os.PathLike[str], state: State, notes: Mapping[str, Any] | None) -> None:
@@ -83,7 +103,7 @@ def read_file(
 
     Raises:
         FileNotFoundError: there is no such file.
-        FileFormatError: it is truncated, not geomhooks', or of a newer schema.
+        FileFormatError: it is truncated, damaged, not geomhooks', or of a newer schema.
         SchemaError: what it says and what it holds do not fit together.
     """
     document, tensors = read_document(path, "geometry", SCHEMA)
@@ -116,10 +136,12 @@ def write_document(
     Raises:
         SchemaError: the document is not JSON.
         FileNotFoundError: there is no such folder.
+        OSError: the file cannot be written there.
     """
     versions = {"geomhooks": __version__, "torch": str(torch.__version__)}
     try:
-        text = json.dumps({**document, "versions": versions})
+        told = {**document, "versions": versions, "checksum": checksum_of(tensors)}
+        text = json.dumps(told)
         parse(text)  # what is written can be read
     except (TypeError, ValueError, RecursionError) as error:
         raise SchemaError(
@@ -130,7 +152,12 @@ def write_document(
         raise IsADirectoryError(f"{path} is a folder; give the name of a file in it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such folder to save into: {path.parent}")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+        )
+    except OSError as error:
+        raise _of_path(error, path) from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(to_bytes(tensors, metadata={KEY: text}))
@@ -141,10 +168,17 @@ def write_document(
             os.umask(mask)
             Path(temporary).chmod(0o666 & ~mask)
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             Path(temporary).unlink()
-        raise
+        raise (_of_path(error, path) if isinstance(error, OSError) else error) from None
+
+
+def _of_path(error: OSError, path: Path) -> OSError:
+    """The same error of the file that was asked for, not of the one written beside it."""
+    if error.errno is None:
+        return error
+    return OSError(error.errno, error.strerror, os.fspath(path))
 
 
 def read_document(
@@ -154,7 +188,8 @@ def read_document(
 
     Raises:
         FileNotFoundError: there is no such file.
-        FileFormatError: it is truncated, not geomhooks', of another kind, or of a newer schema.
+        FileFormatError: it is truncated, damaged, not geomhooks', of another kind, or of a newer
+            schema.
     """
     with _opened(path, kind) as (file, document):
         found = _kind(document)
@@ -168,6 +203,12 @@ def read_document(
                 f"{UPGRADE}"
             )
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        written, there = document.pop("checksum", None), checksum_of(tensors)
+        if written is not None and written != there:  # older versions wrote none
+            raise FileFormatError(
+                f"{name} is damaged: its numbers are not those that were written (checksum "
+                f"{there}, not {written!r:.40}); {DAMAGED}"
+            )
     return document, tensors
 
 
@@ -202,7 +243,9 @@ def _opened(path: str | os.PathLike[str], what: str) -> Iterator[tuple[Any, dict
             try:
                 document = parse(metadata[KEY])
             except ValueError as error:
-                raise FileFormatError(f"{name}: {error}") from error
+                raise FileFormatError(f"{name}: {error}; {DAMAGED}") from error
             yield file, document
     except (SafetensorError, OSError) as error:
-        raise FileFormatError(f"{name} is truncated or no {what} file: {error!s:.200}") from error
+        raise FileFormatError(
+            f"{name} is truncated, damaged, or no {what} file ({error!s:.200}); {DAMAGED}"
+        ) from error

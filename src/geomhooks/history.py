@@ -196,6 +196,11 @@ class History:
             HistoryError: no step has it.
         """
         column = self._columns.get(name)
+        if column is None and not self._columns:
+            raise HistoryError(
+                f"no scalar {name!r}: the history is empty; add geometries with "
+                "history.append(step, watch.geometry())"
+            )
         if column is None:
             near = difflib.get_close_matches(name, self._columns, n=4, cutoff=0.4)
             hint = f"did you mean {', '.join(near)}?" if near else "history.names lists them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from geomhooks.errors import (
 )
 from geomhooks.files import MAX_BYTES, read_file, write_file
 from geomhooks.forwards.token_stream import CENSUS
+from geomhooks.left_out import warn_of_what_is_left_out
 from geomhooks.packing import pack_state
 from geomhooks.results import Lazy, Result
 from geomhooks.state import SiteState, State
@@ -60,13 +62,7 @@ class Geometry:
         if silent and strict:
             raise HookError(f"these sites have counted nothing: {', '.join(silent)}")
         self._sites = dict(sorted(fired.items(), key=lambda item: item[1].order))
-        crowded = {name: counts["crowded"] for name, counts in self.tokens.items()}
-        if any(crowded.values()):
-            warnings.warn(
-                f"tokens left out because one forward had more contexts than there is room for: "
-                f"{crowded}; raise PosCtx(open_contexts=...)",
-                stacklevel=3,
-            )
+        warn_of_what_is_left_out(state, self._sites, stacklevel=3)
         self.uneven = self._find_uneven()
         if self.uneven:
             warnings.warn(
@@ -178,17 +174,24 @@ class Geometry:
             name: value for name in self._sites if (value := self._lookup(name, path)) is not None
         }
         if not found:
-            there = [_paths(self[site]) for site in self.sites[-1:]]
-            raise SiteError(
-                f"no site has a tensor {path!r}; "
-                + (f"the last has {there[0]}" if there else "none has counted anything")
-            )
+            raise SiteError(f"no site has a tensor {path!r}; {self._hint_at(path)}")
         shapes = {name: tuple(value.shape) for name, value in found.items()}
         if len(set(shapes.values())) > 1:
             raise SchemaError(
                 f"{path!r} cannot be stacked, its shape differs between sites: {shapes}"
             )
         return torch.stack(list(found.values()))
+
+    def _hint_at(self, path: str) -> str:
+        """Paths like this one, or the results of the last site."""
+        if not self._sites:
+            return "none has counted anything"
+        there = _paths(self[self.sites[-1]])
+        near = difflib.get_close_matches(path, there, n=3, cutoff=0.85)
+        if near:
+            return f"did you mean {', '.join(near)}?"
+        groups = dict.fromkeys(".".join(name.split(".")[:2]) for name in there)
+        return f"the last has {', '.join(groups)}"
 
     def _lookup(self, site: str, path: str) -> Tensor | None:
         value: Any = self[site]
@@ -329,13 +332,13 @@ def merge(geometries: Sequence[Geometry], *, unite: bool = False) -> Geometry:
     return Geometry(state, geometries[0].notes, strict=False)
 
 
-def _paths(result: Result) -> str:
+def _paths(result: Result) -> list[str]:
     names = []
     for statistic in result:
         value = result._values[statistic]
         if isinstance(value, Result):
             names += [f"{statistic}.{path}" for path in _tensor_paths(value)]
-    return ", ".join(names)
+    return names
 
 
 def _tensor_paths(result: Result) -> Iterator[str]:

@@ -169,7 +169,9 @@ class Watch(Routing):
 
         Args:
             mask: (B, T), nonzero where an entry is real; of a wider one the last columns count.
-            positions: (B, T), (1, T) or (T,) absolute positions.
+            positions: (B, T), (1, T) or (T,) absolute positions, from 0. Negative ones of tokens
+                that no mask hides are an error of the forward on the CPU; on an accelerator, where
+                looking would wait for it, they count as beyond the capacity.
             contexts: (B,) or (B, T) integer ids; tokens of equal id are one context, in later
                 forwards too.
             groups: (B,) or (B, T) integer labels, kept with the contexts; a context takes the label

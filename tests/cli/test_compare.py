@@ -323,7 +323,11 @@ def test_what_is_refused(cli: Any, files: list[str], monkeypatch: pytest.MonkeyP
         (["h1.safetensors", "h1.safetensors", "--scalars", "x"], 2, ["no scalar that matches x"]),
         (["h1.safetensors", "h1.safetensors", "--quality", "bleu"], 2, ["--quality bleu"]),
         ([files[0], "foreign.safetensors"], 7, ["foreign.safetensors", "not geomhooks'"]),
-        ([files[0], "notes.txt"], 7, ["notes.txt is truncated or no geometry or history file"]),
+        (
+            [files[0], "notes.txt"],
+            7,
+            ["notes.txt is truncated, damaged, or no geometry or history file"],
+        ),
         ([files[0], "none.safetensors"], 7, ["no such file: none.safetensors"]),
     ):
         fails(cli("compare", *arguments), code, *parts)

@@ -44,6 +44,7 @@ def fails(result: Outcome, code: int, *parts: str) -> None:
         (["--documents", "pages"], ["--documents", "paragraphs"]),
         (["--statistics", "pos_ctx,spheer"], ["spheer", "pos_ctx", "sphere"]),
         (["--statistics", ","], ["--statistics"]),
+        (["--statistics", "sphere,pos_ctx,sphere"], ["--statistics", "sphere is named twice"]),
         (["--statistics", "group_means"], ["group_means", "--text", "watch.tokens(groups=...)"]),
         (["--statistics", "attention"], ["attention", "first pass", "gh.Attention(geometry)"]),
         (["--sites", "encoder.layer.*.atention"], ["atention", "attention"]),
@@ -80,7 +81,10 @@ def test_missing_arguments(cli, bert: Path):
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("nobody/no-such-model", ["no such model", "nobody/no-such-model"]),
+        (
+            "nobody/no-such-model",
+            ["no such model", "nobody/no-such-model", "or give the folder of"],
+        ),
         ("./no-such-folder", ["no such model", "no folder ./no-such-folder"]),
         ("/no/such/folder", ["no such model", "no folder /no/such/folder"]),
         (".", ["cannot load a model from the folder ."]),
@@ -95,10 +99,10 @@ def test_model_that_cannot_read(cli, bert: Path, gpt2: Path, text: Path, tmp_pat
 
     AutoModel.from_pretrained(bert).save_pretrained(tmp_path / "silent")
     fails(cli("measure", tmp_path / "silent", "--text", text), 3, "no tokenizer")
-    fails(cli("measure", bert, "--text", text, "--max-length", 65), 3, "65", "64 positions")
-    fails(cli("measure", bert, "--text", text, "--max-length", 2), 3, "2 special tokens")
-    fails(cli("measure", bert, "--text", text, "--device", "cuda:99"), 3, "cuda:99")
-    fails(cli("measure", bert, "--text", text, "--device", "toaster"), 3, "toaster")
+    fails(cli("measure", bert, "--text", text, "--max-length", 65), 2, "65", "64 positions")
+    fails(cli("measure", bert, "--text", text, "--max-length", 2), 2, "2 special tokens")
+    fails(cli("measure", bert, "--text", text, "--device", "cuda:99"), 2, "cuda:99")
+    fails(cli("measure", bert, "--text", text, "--device", "toaster"), 2, "toaster")
 
 
 def test_model_that_fails_on_the_text(cli, bert: Path, text: Path, tmp_path: Path):
@@ -120,6 +124,8 @@ def test_model_that_fails_on_the_text(cli, bert: Path, text: Path, tmp_path: Pat
         (b"", ["no text in text.txt"]),
         (b" \n\n\t\n", ["no text in text.txt"]),
         (b"fine\n\xff\n", ["text.txt", "0xff", "line 2", "iconv"]),
+        (b"\x08\0\0\0{}\xff", ["text.txt is no text, but a binary file"]),
+        ("größer".encode("utf-16"), ["text.txt", "iconv -f UTF-16 -t"]),
         ("größer".encode("latin-1"), ["text.txt", "no UTF-8"]),
     ],
 )

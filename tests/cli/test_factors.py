@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -127,9 +128,10 @@ def test_errors(cli, bert: Path, text: Path, measured: Path):
 
 def test_a_file_with_impossible_numbers(cli, measured: Path):
     with safe_open(measured, framework="pt") as file:
-        metadata = file.metadata()
+        document = json.loads(file.metadata()["geomhooks"])
+    del document["checksum"]  # else it were damaged, whatever its numbers
     tensors = load_file(measured)
     name = next(name for name in tensors if name.endswith("top/value"))
     tensors[name][0, 0] = float("nan")
-    save_file(tensors, "odd.safetensors", metadata=metadata)
+    save_file(tensors, "odd.safetensors", metadata={"geomhooks": json.dumps(document)})
     fails(cli("factors", "odd.safetensors"), 7, "importances of factors are negative or no numbers")

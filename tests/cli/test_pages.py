@@ -48,8 +48,14 @@ def test_words_labels_and_groups_are_on_the_page(cli, bert: Path):
     )
     assert named.code == 0, named.err
     assert "second: a title (context" in Path("named.html").read_text()
-    Path("labels.json").write_text("[1]")
-    fails(cli("report", "g.safetensors", "--labels", "labels.json"), 2, "--labels labels.json")
+    for content, words in (
+        ("[1]", "found a list"),
+        ("{", "line 1, column 2 is no JSON"),
+        ('{"a": "b"}', "found the id 'a'"),
+    ):
+        Path("labels.json").write_text(content)
+        result = cli("report", "g.safetensors", "--labels", "labels.json")
+        fails(result, 2, "--labels labels.json", words)
 
 
 def test_where_the_page_goes(cli, bert: Path, text: Path):

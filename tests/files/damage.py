@@ -114,6 +114,8 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 def damaged(draw: st.DrawFn, name: str) -> bytes:
     """A file with one to three things wrong."""
     written = valid(name).copy()
+    if draw(st.integers(0, 3)) == 0:
+        written.document["checksum"] = written.checksum()
     kind = draw(st.sampled_from(KINDS))
     if kind == "foreign":
         return foreign(draw(st.sampled_from(FOREIGN)))

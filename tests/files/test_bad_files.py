@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import zlib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import geomhooks as gh
 from geomhooks.descriptions import NEEDED, OF_TYPES
 from geomhooks.errors import FileFormatError, SchemaError
+from geomhooks.files import checksum_of
 from geomhooks.report import report_page
 from geomhooks.statistics.base import Site
 from tests.files.damage import FOREIGN, Marker, foreign, hostile_file
@@ -22,6 +25,7 @@ from tests.files.laws import Page, check_command, check_page
 from tests.files.written import Written, joined, valid
 from tests.report.geometries import SCRIPT
 
+READERS = {"history": gh.History.load, "dictionary": gh.load_dictionary}
 SITE = "transformer.h.1"
 SUMS = f"site/{SITE}/pos_ctx/sums/"
 DEEP: Any = "end"
@@ -214,7 +218,7 @@ def test_what_is_no_file_of_a_geometry(tmp_path: Path) -> None:
     }
     for name, data in odd.items():
         told = refused(path, data, FileFormatError)
-        assert told.startswith(" is truncated or no geometry file: "), (name, told)
+        assert told.startswith(" is truncated, damaged, or no geometry file ("), (name, told)
     assert Marker.opened == 0
     told = refused(path, foreign("weights"), FileFormatError)
     assert told == " is a safetensors file, but not geomhooks'"
@@ -249,6 +253,33 @@ def test_what_is_told_that_is_not_to_be_read(tmp_path: Path) -> None:
         header["__metadata__"] = {"geomhooks": text}
         data = joined(json.dumps(header).encode(), body)
         assert words in refused(path, data, FileFormatError)
+
+
+@pytest.mark.parametrize("name", ["others", "history", "dictionary"])
+def test_numbers_that_are_not_those_that_were_written(tmp_path: Path, name: str) -> None:
+    path, written = tmp_path / "a.safetensors", valid(name).copy()
+    load = READERS.get(name, gh.load)
+    path.write_bytes(written.bytes())
+    load(path)  # of a version that wrote no checksum
+    written.document["checksum"] = written.checksum()
+    path.write_bytes(written.bytes())
+    load(path)
+    data = bytearray(written.bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FileFormatError, match=r"a\.safetensors is damaged: its numbers are not "):
+        load(path)
+
+
+def test_every_kind_of_tensor_has_a_checksum(tmp_path: Path) -> None:
+    tensors = {
+        "b": torch.zeros(2, 0),
+        "a": torch.tensor(True),
+        "c": torch.arange(6).view(2, 3).T,
+        "\u00e9": torch.ones(3, dtype=torch.bfloat16),
+    }
+    held = b"\x01" + np.array([0, 3, 1, 4, 2, 5]).tobytes() + b"\x80\x3f" * 3
+    assert checksum_of(tensors) == f"{zlib.crc32(held):08x}"
 
 
 def test_nothing_was_counted(tmp_path: Path) -> None:

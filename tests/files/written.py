@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ class Written:
         length = int.from_bytes(data[:8], "little")
         header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
         document = json.loads(header.pop("__metadata__")[KEY])
+        del document["checksum"]  # what is changed is to be read for what it says
         tensors = {}
         for name, entry in header.items():
             first, last = entry["data_offsets"]
@@ -83,6 +85,11 @@ class Written:
                 "data_offsets": [first, len(body)],
             }
         return header, body
+
+    def checksum(self) -> str:
+        """Of the tensors as they are."""
+        body = b"".join(self.tensors[name].tobytes() for name in sorted(self.tensors))
+        return f"{zlib.crc32(body):08x}"
 
     def bytes(self) -> bytes:
         header, body = self.header()

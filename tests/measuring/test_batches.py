@@ -60,6 +60,22 @@ def test_progress_grows_to_the_whole():
     assert abs(done[-1] - sum(source.size for source in SOURCES)) < 1e-6
 
 
+def test_a_text_has_the_same_ids_whatever_else_is_read():
+    def ids(*sources: Passages) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for batch in batches(sources, cut, 4):
+            for number, identity in zip(
+                batch.sources.tolist(), batch.contexts.tolist(), strict=True
+            ):
+                found.setdefault(str(number), []).append(identity)
+        return {number: sorted(of_text) for number, of_text in found.items()}
+
+    first, _, second = SOURCES
+    alone, among = ids(second), ids(first, second, Passages("renamed", second.texts))
+    assert alone["0"] == among["1"]
+    assert not set(among["2"]) & {*among["0"], *among["1"]}, "the same text once more"
+
+
 def test_context_ids_tell_texts_and_places_apart():
     places = [("a", 0, 0, 0), ("b", 0, 0, 0), ("a", 1, 0, 0), ("a", 0, 1, 0), ("a", 0, 0, 1)]
     assert len({context_id(*place) for place in places}) == len(places)

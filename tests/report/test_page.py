@@ -152,6 +152,9 @@ def test_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "A training, steps 0 to 20." in page
     first, last = (history().scalars(step)["0/sphere/norm/mean"] for step in (0, 20))
     assert f"How long states are: up most at 0, from {first:.4g} at step 0 to {last:.4g}" in page
+    chance = [history().scalars(step)["0/pos_ctx/noise_shares/pos"] for step in (0, 20)]
+    given = f"give {100 * chance[0]:.1f} % and {100 * chance[1]:.1f} % by chance"
+    assert given in page.replace("\u00a0", " ")
     assert command(["report", str(tmp_path / "none.safetensors")]) == 7
     assert command(["report", str(tmp_path / "history.safetensors"), "-o", "/proc/no/x.html"]) == 5
 
@@ -172,16 +175,11 @@ def test_words_of_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_what_stands_out_is_computed() -> None:
     geometry = everything()
     found = {finding.subject: finding.text for finding in find_outstanding(geometry)}
-    shares = geometry.stack("pos_ctx.shares.pos")
-    most = geometry.sites[int(shares.argmax())]
+    shares = geometry.stack("pos_ctx.corrected_shares.pos")
     assert f"{100 * float(shares.max()):.0f} % of the variance" in found["position"]
-    assert f"at {most}" in found["position"]
     angles = geometry.stack("sphere.without_first.step_angle.mean").rad2deg()
     assert f"by {float(angles.max()):.0f}° on average" in found["turns"]
-    ratio = geometry.stack("sphere.norm.at_position.mean")[:, 0] / geometry.stack(
-        "sphere.without_first.norm.mean"
-    )
-    assert f"{float(ratio.max()):.1f} times as long" in found["first token"]
+    assert "first token" not in found, "it is no outlier"
 
 
 def test_what_the_data_do_not_determine_is_said() -> None:

@@ -321,6 +321,7 @@ def test_a_fraction_of_pos_ctx_gives_a_covariance_and_no_more() -> None:
         found["resid_covariance"]
 
 
+@pytest.mark.filterwarnings("ignore:tokens left out because an entry")
 def test_what_was_not_asked_for_is_not_missed() -> None:
     """Callbacks warn of windows whose data do not determine all results."""
     geometries = []
@@ -332,6 +333,7 @@ def test_what_was_not_asked_for_is_not_missed() -> None:
     assert [lacks_results(geometry) for geometry in geometries] == [False, True]
 
 
+@pytest.mark.filterwarnings("ignore:tokens left out because an entry")
 def test_a_fraction_of_which_nothing_was_finite() -> None:
     batches = [torch.full((2, 3, 4), float("nan")), randn(2, 3, 4)]
     statistic = gh.PosCtx(64, second_moment=True, second_moment_fraction=0.01)

@@ -109,7 +109,8 @@ def test_forwards_without_labels_are_in_no_group() -> None:
 
 
 def test_without_any_label_there_is_no_mean_but_a_reason() -> None:
-    found = measure(randn(2, 3, 4), None, gh.GroupMeans(2))[SITE].group_means
+    with pytest.warns(UserWarning, match=r"no label of a group at '.*watch\.tokens\(groups="):
+        found = measure(randn(2, 3, 4), None, gh.GroupMeans(2))[SITE].group_means
     assert int(found.unlabelled) == 6
     with pytest.raises(
         gh.errors.UnidentifiedError, match=r"label from 0 to 1: 6 had none.*groups="

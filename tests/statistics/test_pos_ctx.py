@@ -164,12 +164,23 @@ def test_non_finite_tokens_are_kept_out() -> None:
     states = randn(6, 5, 4)
     states[2, 3, 1] = float("nan")
     states[4, 0, 2] = float("inf")
-    found = measure(states, positions=5)
+    with pytest.warns(UserWarning, match=r"is NaN or infinite: 2 at '[\w.@]+'.*exact is False"):
+        found = measure(states, positions=5)
     keep = torch.isfinite(states).all(-1)
     assert found.position_count.tolist() == keep.sum(0).tolist()
     assert not bool(found.exact)
     expected = torch.where(keep[..., None], states, 0.0).double().sum(0) / keep.sum(0)[:, None]
     torch.testing.assert_close(found.position_mean, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_single_token_has_no_shares() -> None:
+    """Whatever rounding leaves of its distance from itself."""
+    for seed in range(8):
+        states = torch.randn(1, 1, 384, generator=torch.Generator().manual_seed(seed))
+        found = measure(states + 0.3, positions=5)
+        for name in ("pos", "ctx", "resid"):
+            assert found.shares[name].isnan()
+            assert found.components[name].isnan()
 
 
 def test_a_state_too_large_is_refused_with_what_lowers_it() -> None:
@@ -190,6 +201,7 @@ def test_sizes_must_be_positive_integers(options: dict[str, Any]) -> None:
         gh.PosCtx(**options)
 
 
+@pytest.mark.filterwarnings("ignore:tokens left out because an entry")
 def test_a_site_that_is_never_finite_says_so() -> None:
     found = measure(torch.full((3, 4, 2), float("nan")), positions=4)
     assert int(found.count) == 0

@@ -72,7 +72,8 @@ def test_non_finite_tokens_are_counted_and_kept_out(value: float) -> None:
     states = randn(3, 4, 8)
     clean = measure(Stack(8, depth=1), states[:2], "blocks", "blocks.0")
     states[2, :, 5] = value
-    found = measure(Stack(8, depth=1), states, "blocks", "blocks.0")
+    with pytest.warns(UserWarning, match=r"NaN or infinite: 4 at 'blocks.0@in', 4 at 'blocks.0'\."):
+        found = measure(Stack(8, depth=1), states, "blocks", "blocks.0")
     assert (int(found.non_finite), int(found.without_first.non_finite)) == (4, 3)
     for name in ("norm", "radius", "step_angle", "path_length", "tortuosity"):
         assert int(found[name].count) == 8

@@ -233,7 +233,10 @@ def unembedding(anatomy: Anatomy, stack: Stack) -> Linear:
     elif stack.embeddings is not None and stack.embeddings.tokens is not None:
         found = Linear(stack.embeddings.tokens.T, None)
     else:
-        raise AnatomyError(f"{anatomy.family.name}: there is neither a head nor a table of tokens")
+        raise AnatomyError(
+            f"{anatomy.family.name}: there is neither a head nor a table of tokens, so that states "
+            "tell of no words; watch the model with its head, or leave out statistics of words"
+        )
     width, read = stack.blocks[0].attention.output.weight.shape[2], len(found.weight)
     if read != width:
         raise AnatomyError(

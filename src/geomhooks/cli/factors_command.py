@@ -16,6 +16,7 @@ from torch import Tensor
 
 import geomhooks as gh
 from geomhooks import functional, measuring
+from geomhooks.cli.reading import quieten_libraries
 from geomhooks.cli.table import print_table, printable
 from geomhooks.errors import FileFormatError, SchemaError, SiteError
 
@@ -75,7 +76,11 @@ def show_factors(
         raise SiteError(f"{file} has no factors at {site!r}; it has them at {_listed(measured)}")
     decode = _decoder(geometry, file, tokenizer)
     if factor is None:
-        print_table(_list(measured, decode, level, number))
+        listed = _list(measured, decode, level, number)
+        if listed.row_count:
+            print_table(listed)
+        else:
+            typer.echo(f"no factor of the level {level}; leave out --level to see all")
         return
     print_table(_curve(measured, factor, decode))
     best = measured.sites[int(measured.importance[factor].argmax())]
@@ -232,6 +237,7 @@ def _decoder(
         )
     packed = None if tokenizer else settings.get("gguf_file")
     packed = packed if isinstance(packed, str) else None
+    quieten_libraries()
     try:
         found = measuring.load_tokenizer(name, packed)
     except measuring.ModelError as error:

@@ -21,6 +21,7 @@ from geomhooks.errors import (
 )
 from geomhooks.measuring.errors import (
     ModelError,
+    OptionError,
     OutOfMemoryError,
     OutputError,
     PeerError,
@@ -33,7 +34,7 @@ from geomhooks.measuring.run import is_out_of_memory
 __all__ = ["EXIT_CODES", "guarded"]
 
 EXIT_CODES: dict[str, tuple[int, tuple[type[Exception], ...]]] = {
-    "wrong option or argument": (2, (SiteError, AnatomyError)),
+    "wrong option or argument": (2, (SiteError, AnatomyError, OptionError)),
     "no such model, or it cannot be loaded or run": (3, (ModelError,)),
     "text missing, empty, or no UTF-8": (4, (TextError,)),
     "output cannot be written": (5, (OutputError,)),

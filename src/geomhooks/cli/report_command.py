@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,9 @@ import geomhooks as gh
 from geomhooks import measuring
 from geomhooks.cli.options import names_in
 from geomhooks.cli.pages import known_of
+from geomhooks.cli.reading import quieten_libraries
 from geomhooks.files import kind_of
+from geomhooks.report.figures.found import lookup
 
 __all__ = ["report_file"]
 
@@ -57,6 +60,11 @@ def report_file(
     if labels is not None:
         known["labels"] = _labels(labels)
     if groups:
+        if isinstance(measured, gh.Geometry) and not _has_groups(measured):
+            raise typer.BadParameter(
+                f"--groups: {file} has no labels of groups to name; give them when measuring, by "
+                "watch.tokens(groups=...)"
+            )
         known["groups"] = names_in(groups)
     spoken = _words(words) if words is not None else _own_words(measured)
     try:
@@ -66,20 +74,45 @@ def report_file(
     typer.echo(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
+def _has_groups(geometry: gh.Geometry) -> bool:
+    """Whether anything in a geometry has the label of a group."""
+    for site in geometry.sites:
+        labels = lookup(geometry[site], "pos_ctx.context_group")
+        counts = lookup(geometry[site], "group_means.count")
+        if labels is not None and bool((labels >= 0).any()):
+            return True
+        if counts is not None and bool(counts.any()):
+            return True
+    return False
+
+
 def _labels(path: Path) -> dict[int, str]:
     """Labels by id, of a JSON object."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {int(identity): str(text) for identity, text in found.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise typer.BadParameter(
-            f"--labels {path}: a JSON object of texts by ids of contexts is needed, such as "
-            f'{{"3": "a title"}}: {error}'
-        ) from error
+    except OSError as error:
+        why = error.strerror or str(error)
+    except json.JSONDecodeError as error:
+        why = f"line {error.lineno}, column {error.colno} is no JSON"
+    except (ValueError, RecursionError):
+        why = "it is no UTF-8 text, or none that can be read"
+    else:
+        if isinstance(found, dict):
+            strange = next((i for i in found if not re.fullmatch(r"-?[0-9]{1,19}", i)), None)
+            if strange is None:
+                return {int(identity): str(text) for identity, text in found.items()}
+            why = f"found the id {strange!r:.80}"
+        else:
+            why = f"found a {type(found).__name__}"
+    raise typer.BadParameter(
+        f"--labels {path}: a JSON object of texts by ids of contexts is needed, such as "
+        f'{{"3": "a title"}}; {why}'
+    )
 
 
 def _words(name: str) -> Callable[[int], str]:
     """What makes words of ids, by the tokenizer that is named."""
+    quieten_libraries()
     try:
         tokenizer = measuring.load_tokenizer(name)
     except measuring.ModelError as error:

@@ -43,7 +43,8 @@ def compare_geometries(
         options: what to compare, and how.
 
     Returns:
-        Plain numbers, which JSON can hold but for NaN: ``pairs``, each with its ``files`` and, by
+        Plain numbers, which JSON can hold but for NaN: ``level`` and ``permutations`` of the
+        options; ``pairs``, each with its ``files`` and, by
         site, ``scalars`` (``first``, ``second``, ``difference``, ``standard_error`` or None),
         ``pos`` (over "positions" and "directions") and ``ctx`` ("cka" and "procrustes"); and where
         there are conditions ``tests``. What cannot be compared has a reason, ``unavailable``.
@@ -74,6 +75,7 @@ def compare_geometries(
         "files": list(files),
         "conditions": list(options.conditions) or None,
         "level": options.level,
+        "permutations": options.permutations,
         "pairs": pairs,
     }
     if options.conditions:
@@ -218,7 +220,8 @@ def _ctx(one: Result, other: Result, options: Options) -> Numbers:
     if shared < FEWEST_CONTEXTS:
         raise ValueError(
             f"{shared} contexts in common, {FEWEST_CONTEXTS} are needed: measure both on the same "
-            "text (in Python, under the same watch.tokens(contexts=ids))"
+            "text, cut in the same way (contexts are known by their file's content and their place "
+            "in it; in Python, use the same watch.tokens(contexts=ids))"
         )
     some = torch.randperm(shared, generator=torch.Generator().manual_seed(0))[: options.contexts]
     mine, theirs = mine[some], theirs[some]

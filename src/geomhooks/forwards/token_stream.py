@@ -139,6 +139,8 @@ class TokenStream:
                 )
             drop = torch.tensor(self.exclude, device=device)
             excluded, masked = excluded & ~torch.isin(call.ids.to(device), drop), True
+        if stated.positions is not None:
+            self._check_positions(excluded, positions)
         if self.skip:
             excluded = excluded & (positions >= self.skip)
         inside = start is not None and 0 <= start <= self.positions - length
@@ -179,6 +181,26 @@ class TokenStream:
             census = torch.stack([*number, beyond, none if crowded is None else crowded])
         self.census.value.add_(census)
         return tokens
+
+    def _check_positions(self, real: Tensor, positions: Tensor) -> None:
+        """Raise where a real token is said to stand before the first position.
+
+        Only where looking at the values waits for no device; elsewhere such tokens are counted as
+        beyond the capacity.
+
+        Raises:
+            TokensError: one is.
+        """
+        if torch.compiler.is_compiling() or real.device.type != "cpu":
+            return
+        negative = real & (positions < 0)
+        if negative.any():
+            raise TokensError(
+                f"watch.tokens(positions=...) of the stream {self.name!r}: {int(negative.sum())} "
+                f"tokens that no mask hides have a negative position, the least "
+                f"{int(positions[negative].min())}; positions count from 0. Add to them, or mask "
+                "those tokens"
+            )
 
     def _real(self, call: Call, stated: Statement, ones: Tensor) -> tuple[Tensor, bool]:
         """Which entries are real, and whether something says that some are not."""

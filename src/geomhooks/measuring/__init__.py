@@ -1,7 +1,7 @@
 """The engine behind the command line: texts, models, and runs that survive an interruption."""
 
 from geomhooks.measuring.activations import FactorActivations
-from geomhooks.measuring.errors import ModelError, OutputError, ResumeError
+from geomhooks.measuring.errors import ModelError, OptionError, OutputError, ResumeError
 from geomhooks.measuring.labels import labels_in
 from geomhooks.measuring.models import Reader, load_model, load_tokenizer
 from geomhooks.measuring.outputs import (
@@ -22,6 +22,7 @@ __all__ = [
     "Elsewhere",
     "FactorActivations",
     "ModelError",
+    "OptionError",
     "OutputError",
     "Passages",
     "Progress",

@@ -97,14 +97,20 @@ def batches(
         start, skip, done = end.after, 0, end.done
 
 
-def context_id(digest: str, source: int, document: int, chunk: int) -> int:
-    """A number for a context that depends on its text and place alone, not on the run.
+def context_id(digest: str, times: int, document: int, chunk: int) -> int:
+    """A number for a context: the same wherever the same text is read, alone or among others.
+
+    Args:
+        digest: of the text.
+        times: how often the same text was given before it.
+        document: number of the document in the text.
+        chunk: number of the context in the document.
 
     Example:
         >>> context_id("ab", 0, 3, 1) == context_id("ab", 0, 3, 1) != context_id("ab", 0, 3, 2)
         True
     """
-    label = f"{digest} {source} {document} {chunk}".encode()
+    label = f"{digest} {times} {document} {chunk}".encode()
     return int.from_bytes(hashlib.blake2b(label, digest_size=8).digest(), "big") >> 1
 
 
@@ -112,8 +118,10 @@ def _contexts(
     sources: Sequence[Source], cut: Cut, cursor: Cursor, share: tuple[int, int]
 ) -> Iterator[_Context]:
     before = float(sum(source.size for source in sources[: cursor.source]))
+    digests = [source.digest for source in sources]
     place, skip = Place(cursor.offset, cursor.document), cursor.chunk
     for number, source in enumerate(sources[cursor.source :], start=cursor.source):
+        times = digests[:number].count(digests[number])
         for text, start, end in source.documents(place):
             if (number + start.document) % share[1] != share[0]:
                 continue
@@ -121,7 +129,7 @@ def _contexts(
             for i in range(skip, len(chunks)):
                 yield _Context(
                     chunks[i],
-                    context_id(source.digest, number, start.document, i),
+                    context_id(digests[number], times, start.document, i),
                     Cursor(number, start.offset, start.document, i + 1),
                     before + start.offset + (end.offset - start.offset) * (i + 1) / len(chunks),
                 )

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from geomhooks.errors import GeomhooksError
 
-__all__ = ["ModelError", "OutOfMemoryError", "OutputError", "PeerError", "ResumeError", "TextError"]
+__all__ = [
+    "ModelError",
+    "OptionError",
+    "OutOfMemoryError",
+    "OutputError",
+    "PeerError",
+    "ResumeError",
+    "TextError",
+]
 
 
 class ModelError(GeomhooksError, ValueError):
     """A model cannot be loaded, or fails on a batch of text."""
+
+
+class OptionError(GeomhooksError, ValueError):
+    """What was asked for cannot be had of this model, or on this machine."""
 
 
 class TextError(GeomhooksError, ValueError):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from geomhooks.errors import MissingExtraError
-from geomhooks.measuring.errors import ModelError
+from geomhooks.measuring.errors import ModelError, OptionError
 from geomhooks.measuring.words import spell, text_of
 
 __all__ = ["DTYPES", "Reader", "load_model", "load_tokenizer", "pick_device"]
@@ -67,7 +67,8 @@ def load_model(
         dtype: one of :data:`DTYPES`; "auto" keeps that of the checkpoint.
 
     Raises:
-        ModelError: there is no such model, it takes no text, or `length` is beyond its maximum.
+        ModelError: there is no such model, or it takes no text.
+        OptionError: `length` does not suit it, or there is no such device.
     """
     try:
         from transformers import AutoConfig, AutoModel
@@ -158,8 +159,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(
-            f"no device {name!r}: {_first_line(error)}. Name one such as cpu, cuda:0 or mps"
+        raise OptionError(
+            f"--device: no device {name!r}: {_first_line(error)}. Name one such as cpu, cuda:0 "
+            "or mps"
         ) from error
     return device
 
@@ -171,11 +173,11 @@ def _length(name: str, asked: int | None, config: Any, tokenizer: Any) -> int:
         known = (maximum, tokenizer.model_max_length, DEFAULT_LENGTH)
         return int(min(n for n in known if n is not None))
     if maximum is not None and asked > maximum:
-        raise ModelError(
+        raise OptionError(
             f"--max-length {asked} is more than the {maximum} positions that {name!r} has"
         )
     if asked <= special:
-        raise ModelError(
+        raise OptionError(
             f"--max-length {asked} leaves no room for text: {name!r} adds {special} special tokens"
         )
     return asked
@@ -206,10 +208,16 @@ def _not_loaded(name: str, error: Exception) -> str:
         return f"no such model: there is no folder {name}"
     return (
         f"no such model: there is no folder {name!r}, and from the hub it cannot be had "
-        f"({_first_line(error)})"
+        f"({_first_line(error)}). Look whether the name is right and the hub can be reached, or "
+        "give the folder of a model that save_pretrained wrote"
     )
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".:") if lines else type(error).__name__
+    """The first line of a message, and those that go on with its sentence."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    for line in others:
+        if first.rstrip().endswith((".", ":", "!")) or not line.strip()[:1].islower():
+            break
+        first = f"{first.strip()} {line.strip()}"
+    return first.strip().rstrip(".:")

@@ -62,11 +62,13 @@ def statistics_named(
         options: arguments of the statistics.
 
     Raises:
-        ValueError: a name is not known, such a statistic needs to be told more, or groups are to
-            be compared and there is one.
+        ValueError: a name is not known, or named twice, such a statistic needs to be told more, or
+            groups are to be compared and there is one.
     """
     known = gh.statistics.REGISTRY
     for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the statistic {name} is named twice; name each once")
         if name not in known:
             raise ValueError(f"no statistic {name!r}; there are {', '.join(sorted(known))}")
         if known[name] in SECOND_PASS:

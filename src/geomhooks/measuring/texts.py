@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,9 +221,15 @@ def _undecoded(path: Path, raw: bytes, offset: int) -> bytes:
 
 
 def _not_utf8(path: Path, offset: int, byte: int) -> TextError:
+    with path.open("rb") as file:
+        start = file.read(PIECE)
+    wide = start.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+    if b"\0" in start and not wide:
+        return TextError(f"{path} is no text, but a binary file: it has NUL bytes. Give text files")
     return TextError(
         f"{path} is no UTF-8 text: byte 0x{byte:02x} in line {_line_number(path, offset)} "
-        f"(offset {offset:,}). Convert it: iconv -f ENCODING -t UTF-8 {path}"
+        f"(offset {offset:,}). Convert it: iconv -f {'UTF-16' if wide else 'ENCODING'} -t UTF-8 "
+        f"{path}"
     )
 
 

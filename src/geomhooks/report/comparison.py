@@ -11,8 +11,9 @@ from typing import Any
 from geomhooks.errors import FigureError
 from geomhooks.history import History
 from geomhooks.report import figures
-from geomhooks.report.comparison_summary import find_differences, find_turns
+from geomhooks.report.comparison_summary import find_differences
 from geomhooks.report.comparison_tables import geometry_tables, history_tables, scalars_of
+from geomhooks.report.comparison_turns import find_turns
 from geomhooks.report.page import model_title
 from geomhooks.report.rendering import Entry, draw, render, write_page
 from geomhooks.report.scalar_names import named

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 
 from geomhooks.history import History
+from geomhooks.report.finding import Finding
 from geomhooks.report.scalar_names import named
-from geomhooks.report.summary import Finding
 
 __all__ = ["ends", "find_movement"]
 
+SHARES, NOISE_SHARES = "pos_ctx/shares/", "pos_ctx/noise_shares/"
 SHOWN = 3  # scalars of which it is said how they moved
 
 
@@ -74,4 +75,14 @@ def _moved(history: History, scalar: str) -> Iterator[tuple[float, str, str]]:
         f"{what.heading}: {'up' if after > before else 'down'} most at {site}, from "
         f"{what.show(before)} at step {first:,} to {what.show(after)} at step {last:,}."
     )
+    if scalar.startswith(SHARES):
+        chance = ends(history, f"{site}/{scalar.replace(SHARES, NOISE_SHARES)}")
+        if chance is not None:
+            (_, earlier), (_, later) = chance
+            text = (
+                f"{text[:-1]}, where samples of these sizes give {what.show(earlier)} and "
+                f"{what.show(later)} by chance."
+            )
+            if distance <= max(earlier, later):
+                text = f"{text[:-1]}; it moved by no more than that."
     yield distance / (max(abs(before), abs(after)) or 1.0), text, scalar

@@ -144,7 +144,11 @@ class Factors(Statistic):
             )
         if dictionary is not None:
             if penalty is None:
-                raise ValueError("Factors(dictionary=...): give the penalty of its codes, penalty=")
+                raise ValueError(
+                    "Factors(dictionary=...): give the penalty of its codes, penalty=: that with "
+                    "which the dictionary was learned (gh.load_dictionary(path).penalty); a larger "
+                    "one leaves fewer factors active"
+                )
             encoder = SparseCoder(dictionary, penalty, relative, iterations)
         elif not isinstance(encoder, str) and (penalty is not None or relative):
             raise ValueError(

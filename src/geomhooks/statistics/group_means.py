@@ -34,7 +34,8 @@ class GroupMeans(Statistic):
     Groups are languages, conditions, answers against prompts: whatever integer labels are given
     with the forwards, ``watch.tokens(groups=...)``, (B,) or (B, T). Labels from 0 to G - 1 are
     groups. Negative ones say that a token is in none, as does a forward without labels; a label of
-    G or more is no group either, and is warned of. Both are counted.
+    G or more is no group either, and is warned of, as is a geometry without any label. Both are
+    counted.
 
     Args:
         groups: G; by default as many as there are names, or 8.

@@ -70,8 +70,8 @@ class PosCtx(Statistic):
       (T,); ``count``, ``contexts``, ``split_contexts``: tokens, contexts closed or open, and how
       many of those kept went on after they had been closed.
     - ``shares.pos``, ``.ctx``, ``.resid``: sums of squares of the three parts over all tokens,
-      divided by their sum. ``cross_share``: twice the product of pos and ctx over the same sum;
-      zero where every context covers every position.
+      divided by their sum; NaN of a single token. ``cross_share``: twice the product of pos and ctx
+      over the same sum; zero where every context covers every position.
     - ``components``: random-effects variance components (traces over d), free of the noise that
       finite samples add to the shares; ``corrected_shares``: the same, clipped at zero, as shares;
       ``noise_shares``: what noise alone is expected to add to the raw shares.
@@ -351,6 +351,8 @@ class PosCtx(Statistic):
         cross = 2 * (pos * (r - gram_a - n_t[:, None] * ctx_mean)).sum()
         plain = (sums["position_sum"][:length][seen].square() / n_t[:, None]).sum()
         components = variance_components(design, explained, q - ss_resid - plain, ss_resid)
+        if tokens <= times:  # a single token has no spread, but what rounding makes of it
+            ss_resid = ss_resid * float("nan")
         result = describe(ss_pos, ss_ctx, ss_resid, cross)
         noise_pos = components.resid * (n_t * design.inverse.diagonal()).sum()
         noise_ctx = components.resid * (number - 1)

@@ -87,10 +87,10 @@ def word_paths(
     turned = sphere_path(rows, centred=False)
     at = thinned(len(known), most)
     about = About(
-        "Each line is a word on its way from the first layer to the last, where its name stands; "
-        "the states are seen through the final norm, on whose sphere all layers can be compared. "
-        "The axes are angles along the directions in which they vary most; how near two words come "
-        "is to be asked of angles, not of the picture.",
+        "Each line is a word on its way from the first layer to the last, where its name stands "
+        "if there is room for it; the states are seen through the final norm, on whose sphere all "
+        "layers can be compared. The axes are angles along the directions in which they vary most; "
+        "how near two words come is to be asked of angles, not of the picture.",
         f"{MOLINA}, figure 4; axes: P. T. Fletcher et al., principal geodesic analysis (2004)",
         f"{len(at)} of {len(known)} words are drawn, evenly spaced."
         if len(at) < len(known)
