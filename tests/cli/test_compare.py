@@ -335,6 +335,14 @@ def test_what_is_refused(cli: Any, files: list[str], monkeypatch: pytest.MonkeyP
     geometry(named, sites="x").save("named.safetensors")
     parts = ["no site of the same name", f"3 (0@in, ...) in {files[0]}", "1 (x, ...) in named"]
     fails(cli("compare", files[0], "named.safetensors"), 2, *parts)
+    model = network(1)
+    with torch.no_grad(), gh.watch(model, statistics=[gh.Covariance()]) as watch:
+        model(states())
+    watch.geometry().save("covariance.safetensors")
+    parts = ["no number in common", f"{files[0]} has pos_ctx, sphere", "safetensors has covariance"]
+    refused = cli("compare", files[0], "covariance.safetensors", "-o", "empty.html")
+    fails(refused, 2, *parts)
+    assert not Path("empty.html").exists()
     monkeypatch.setitem(sys.modules, "scipy", None)
     fails(cli("compare", *two), 1, "pip install 'geomhooks[compare]'")
 

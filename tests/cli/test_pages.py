@@ -31,15 +31,15 @@ def test_words_labels_and_groups_are_on_the_page(cli, bert: Path):
     labels = geometry.notes["labels"]
     assert {int(i) for i in labels} == set(found.pos_ctx.context_id.tolist())
     assert all(text.startswith(("word", "[UNK]")) for text in labels.values())
-    token = int(found.trajectories.token_ids[0, 1])
-    assert f'"1: word{token - 1}"' in page
+    ids = found.trajectories.token_ids[0].tolist()
+    assert any(f'"{at}: word{ids[at] - 1}"' in page for at in (1, 2)), "some words are drawn"
     assert "a.txt: word" in page, "group and label"
     assert SCRIPT not in page
 
     # The file alone knows the same.
     again = cli("report", "g.safetensors", "-o", "again.html")
     assert again.code == 0, again.err
-    assert f'"1: word{token - 1}"' in Path("again.html").read_text()
+    assert any(f'"{at}: word{ids[at] - 1}"' in Path("again.html").read_text() for at in (1, 2))
     assert "a.txt: word" in Path("again.html").read_text()
     Path("labels.json").write_text(json.dumps(dict.fromkeys(labels, "a title")))
     named = cli(

@@ -129,7 +129,7 @@ def test_figures_of_several_runs(runs: list[gh.Geometry], found: Any) -> None:
     one, other = (run[site].pos_ctx for run in runs[:2])
     assert first.y[-1] == pytest.approx(float(other.shares.pos - one.shares.pos))
     assert chance.y[-1] == pytest.approx(float(other.noise_shares.pos - one.noise_shares.pos))
-    assert [step.label for step in bars.layout.sliders[0].steps] == ["shares/pos", "radius"]
+    assert [step.label for step in bars.layout.sliders[0].steps] == ["shares pos", "radius"]
     names = dict(zip(FILES, "abc", strict=True))
     agreement = figures.agreement_by_layer(found["pairs"], "cka", names).data
     assert [t.name for t in agreement[::2]] == ["a and b", "a and c", "b and c"]
@@ -162,6 +162,8 @@ def test_sites_of_other_names_go_by_their_order(runs: list[gh.Geometry]) -> None
 
 def test_what_differs_is_said_in_words(runs: Any, found: Any) -> None:
     page = comparison_page(runs, found)
+    for name, file in zip("bc", FILES[1:], strict=True):
+        assert f"{name} ({file}): Sequential unnamed (144 parameters), " in page, "which is which"
     text = re.sub(r"<[^>]*>", "", page[page.index("<dl>") : page.index("</dl>")])
     radius = found["pairs"][1]["sites"]["1"]["scalars"]["sphere/radius/mean"]
     assert radius["second"] > 2 * radius["first"], "planted"
@@ -182,7 +184,7 @@ def test_histories_over_training() -> None:
     page = comparison_page([history(), other], found)
     drawn = re.findall(r'class="figure" data-name="([^"]*)"', page)
     assert {"training_pos_ctx_shares_pos", "training_sphere_anisotropy"} < set(drawn)
-    assert "3 steps in common, 0 to 20." in page
+    assert "a, b: 3 steps in common, 0 to 20." in page
     assert "All curves that are compared are equal." in page
     other = gh.History()
     for step, source in zip(history().steps, (20, 10, 0), strict=True):

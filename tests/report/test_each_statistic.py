@@ -122,6 +122,6 @@ def test_figures_hold_the_numbers() -> None:
     )
     leaders = alone("Leaders")
     first = figures.leading_words(leaders, lambda token: f"w{token}", most=3).data[0]
-    words = leaders[str(first.name)].leaders.words
+    words = leaders[str(first.name)].leaders.without_first.words
     assert list(first.y) == [f"w{token}" for token in words.ids[:3].tolist()]
     assert list(first.x) == words.counts[:3].tolist()

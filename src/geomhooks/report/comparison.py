@@ -14,6 +14,7 @@ from geomhooks.report import figures
 from geomhooks.report.comparison_summary import find_differences
 from geomhooks.report.comparison_tables import geometry_tables, history_tables, scalars_of
 from geomhooks.report.comparison_turns import find_turns
+from geomhooks.report.page import model_title
 from geomhooks.report.rendering import Entry, draw, render, write_page
 from geomhooks.report.scalar_names import named
 from geomhooks.report.summary import describe_input, explain_parts
@@ -75,8 +76,9 @@ def comparison_page(runs: Runs, found: Numbers, *, title: str | None = None) -> 
         findings = find_differences(geometries, found, names)
         sites = next(iter(geometries.values())).sites
         read = " ".join(
-            f"{_who(name, file)}: {run.measured_on}, {describe_input(run)}"
-            for (name, run), file in zip(geometries.items(), found["files"], strict=True)
+            f"{_who(name, file)}: {model_title(geometries[name])}, "
+            f"{describe_input(geometries[name])}"
+            for file, name in names.items()
         )
     else:
         sections, tables = _of_histories(histories, found), history_tables(found, names)

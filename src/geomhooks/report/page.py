@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from geomhooks.report.figures import Words
 
-__all__ = ["report_page", "write_report"]
+__all__ = ["model_title", "report_page", "write_report"]
 
 MANY = 16  # sites, from which figures of all pairs are drawn smaller
 TRAINING = (
@@ -121,7 +121,7 @@ def report_page(
             "gh.Sphere()])"
         )
     return render(
-        title=title or ("Training" if geometry is None else _title(geometry)),
+        title=title or ("Training" if geometry is None else model_title(geometry)),
         read=_read(measured, geometry),
         findings=[*moved, *([] if geometry is None else find_outstanding(geometry))],
         sections=drawn,
@@ -131,7 +131,7 @@ def report_page(
     )
 
 
-def _title(geometry: Geometry) -> str:
+def model_title(geometry: Geometry) -> str:
     """The model's class and name; of a path the last part, of a run what it calls the model."""
     kind, _, rest = geometry.measured_on.partition(" ")
     name, _, size = rest.rpartition(" (")

@@ -146,7 +146,10 @@ def run_differences(runs: Mapping[str, Geometry], scalars: Sequence[str]) -> go.
     figure = new_figure("", "", f"difference from {label(first)}", about, barmode="group")
     figure.update_xaxes(layer_axis(sites))
     titles = {scalar: f"{named(scalar).heading}: difference" for scalar in traces}
-    short = {scalar: scalar.removesuffix("/mean").partition("/")[2] for scalar in traces}
+    short = {
+        scalar: scalar.removesuffix("/mean").partition("/")[2].replace("/", " ").replace("_", " ")
+        for scalar in traces
+    }
     return add_slider(figure, traces, titles, of="number", start=0, labels=short)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Words", "next_word_pull", "word", "word_paths"]
 
-NAME = (0.25, 0.07)  # what a name takes of the width and height of the picture
+NAME = (0.45, 0.1)  # what a name takes of the width and height of the picture
 Words = Mapping[int, str] | Callable[[int], str]
 MOLINA = (
     'R. Molina, "Traveling Words: A Geometric Interpretation of Transformers", arXiv 2309.07315'
@@ -34,7 +34,7 @@ def word_paths(
     words: Words | None = None,
     context: int = 0,
     dimensions: int = 3,
-    most: int = 12,
+    most: int = 8,
 ) -> go.Figure:
     """The paths of the words of one context through the layers, in the space they vary most in.
 
@@ -87,10 +87,10 @@ def word_paths(
     turned = sphere_path(rows, centred=False)
     at = thinned(len(known), most)
     about = About(
-        "Each line is a word on its way from the first layer to the last, where its name stands; "
-        "the states are seen through the final norm, on whose sphere all layers can be compared. "
-        "The axes are angles along the directions in which they vary most; how near two words come "
-        "is to be asked of angles, not of the picture.",
+        "Each line is a word on its way from the first layer to the last, where its name stands "
+        "if there is room for it; the states are seen through the final norm, on whose sphere all "
+        "layers can be compared. The axes are angles along the directions in which they vary most; "
+        "how near two words come is to be asked of angles, not of the picture.",
         f"{MOLINA}, figure 4; axes: P. T. Fletcher et al., principal geodesic analysis (2004)",
         f"{len(at)} of {len(known)} words are drawn, evenly spaced."
         if len(at) < len(known)
@@ -106,7 +106,8 @@ def word_paths(
     )
     layers = [label(name) for name in short_names(list(found))]
     # Names at ends that lie on each other could not be read; the legend has all.
-    named = {at[index] for index in apart(_as_seen(scores[-1][at]))}
+    seen = _as_seen(scores[:, at].flatten(0, 1))
+    named = {at[index] for index in apart(seen[-len(at) :], seen.amax(0) - seen.amin(0))}
     for number, row in enumerate(at):
         place = int(known[row])
         name = f"{place}: {word(words, int(ids[place]))}"
@@ -138,14 +139,19 @@ def word_paths(
     return figure.update_layout(showlegend=True, legend=beside)
 
 
-def apart(ends: Tensor) -> list[int]:
+def apart(ends: Tensor, size: Tensor) -> list[int]:
     """Of ends (n, 2) as they are seen, those whose names do not lie on one chosen before.
 
+    Args:
+        ends: where names stand.
+        size: (2,) of the picture, in the same units.
+
     Example:
-        >>> apart(torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+        >>> ends = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 1.0], [1.0, 0.0]])
+        >>> apart(ends, torch.tensor([1.0, 1.0]))
         [0, 2, 3]
     """
-    wide, high = (ends.amax(0) - ends.amin(0)).clamp(min=1e-12).tolist()
+    wide, high = size.tolist()
     chosen: list[int] = []
     for index, (x, y) in enumerate(ends.tolist()):
         if all(

@@ -18,7 +18,9 @@ __all__ = ["leading_words"]
 
 
 def leading_words(geometry: Geometry, words: Words | None = None, most: int = 20) -> go.Figure:
-    """The words that lead most often, once for each head in which they do; a slider over blocks.
+    """The words that lead most often, once for each head in which they do, without position 0.
+
+    A slider goes through the blocks.
 
     Args:
         geometry: with the words of ``leaders``.
@@ -43,7 +45,7 @@ def leading_words(geometry: Geometry, words: Words | None = None, most: int = 20
     """
     traces: dict[str, list[Any]] = {}
     titles = {}
-    for site, found in find(geometry, "leaders.words").items():
+    for site, found in find(geometry, "leaders.without_first.words").items():
         ids, counts = found.ids[:most].tolist(), found.counts[:most]
         names: list[str] = []
         for token in ids:
@@ -60,12 +62,13 @@ def leading_words(geometry: Geometry, words: Words | None = None, most: int = 20
             )
         ]
         covered = float(counts.sum()) / max(1, int(found.total))
-        titles[site] = f"Words that lead: these make {covered:.0%} of the leaders"
+        titles[site] = f"Words that lead: these make {covered:.0%} of leaders, without position 0"
     about = About(
         "How often each word attends most to itself, once for each head in which it does. In the "
-        "dynamics of hardmax attention it is to such words that the others move.",
+        "dynamics of hardmax attention it is to such words that the others move. Position 0, which "
+        "leads itself under a causal mask, is left out.",
         "A. Alcalde, G. Fantuzzi, E. Zuazua, arXiv 2407.01602; geomhooks.Leaders",
     )
     figure = new_figure("", "how often, in any head", "", about, height=560, showlegend=False)
-    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_yaxes(autorange="reversed", type="category", dtick=1)
     return add_slider(figure, traces, titles)

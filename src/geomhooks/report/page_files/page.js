@@ -101,6 +101,13 @@
     layout.legend = above ? { ...layout.legend, x: 0, xanchor: "left" }
       : { ...layout.legend, x: 0, xanchor: "left", y: -0.28, yanchor: "top" };
     layout.margin = { t: 20 + 20 * lines + (layout.showlegend && above ? 28 : 12), l: 48, r: 12 };
+    if (layout.scene) {
+      Object.assign(layout.margin, { l: 0, r: 0 });
+      data.forEach((trace) => {
+        if (trace.marker && trace.marker.colorbar) Object.assign(trace.marker.colorbar,
+          { orientation: "h", thickness: 8, len: 0.8, y: 0, yanchor: "bottom" });
+      });
+    }
     if (layout.height) element.style.height = `${layout.height}px`;
   };
 
@@ -224,6 +231,12 @@
       table.tBodies[0].append(...sorted);
     }));
   });
+
+  // What is jumped to stands below the bar at the top, whose height depends on its texts.
+  const bar = document.querySelector("header");
+  const leaveRoom = () => { root.style.scrollPaddingTop = `${bar.offsetHeight + 8}px`; };
+  window.addEventListener("resize", leaveRoom);
+  leaveRoom();
 
   const contents = document.querySelector("nav details");
   if (window.innerWidth <= 900) contents.open = false;
