@@ -140,6 +140,13 @@ def test_two_geometries(cli: Any, files: list[str]) -> None:
 
     shown = cli("compare", files[0], files[2], "--dimensions", 2)
     assert (shown.code, shown.err) == (0, "")
+    assert shown.out.splitlines()[-1].startswith("figures and what stands out: comparison.html (")
+    assert 'data-name="spirals"' in Path("comparison.html").read_text()
+    Path("comparison.html").write_text("notes of mine")
+    again = cli("compare", files[0], files[2], "--permutations", 0)
+    assert (again.code, Path("comparison.html").read_text()) == (0, "notes of mine")
+    assert "no report was written: comparison.html is there" in again.err
+    assert "name another by --out" in again.err
     cka = site["ctx"]["cka"]
     for text in (
         f"{files[2]} less {files[0]}",
@@ -298,6 +305,9 @@ def test_a_page_and_other_numbers(cli: Any, files: list[str], histories: list[st
     assert "Runs of one condition" not in drawn, "that is said of geometries"
     assert 'data-name="tests"' in drawn
     fails(cli("compare", *files[:2], "-o", "none/x.html"), 5, "no folder none")
+    fails(cli("compare", *files[:2], "-o", "x.html", "--no-page"), 2, "exclude each other")
+    assert cli("compare", *files[:2], "--no-page", "--permutations", 0).code == 0
+    assert not Path("comparison.html").exists()
 
 
 def test_what_is_refused(cli: Any, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

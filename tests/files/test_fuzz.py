@@ -98,7 +98,7 @@ def test_any_file_on_the_command_line(
     command = data.draw(st.sampled_from(("report", "compare", "merge", "factors")))
     arguments = {
         "report": ["report", str(path), "-o", str(out)],
-        "compare": ["compare", str(path), str(path)],
+        "compare": ["compare", str(path), str(path), "-o", str(out)],
         "merge": ["merge", str(path), str(path), "-o", str(out), "--overwrite"],
         "factors": ["factors", str(path)],
     }

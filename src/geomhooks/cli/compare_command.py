@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,6 +12,7 @@ import geomhooks as gh
 from geomhooks import measuring
 from geomhooks.cli.comparison_tables import tables, without_nan
 from geomhooks.cli.options import names_in
+from geomhooks.cli.pages import write_if_possible
 from geomhooks.cli.table import print_table, printable
 from geomhooks.comparing import Options, compare_geometries, compare_histories
 from geomhooks.files import kind_of
@@ -53,8 +53,14 @@ def compare_files(
     ] = 99,
     level: Annotated[float, typer.Option(help="Of the confidence intervals.")] = 0.95,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="HTML page of figures to write.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="HTML page of figures to write. [default: comparison.html, with --json none]",
+        ),
     ] = None,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Write no page.")] = False,
     quality: Annotated[
         str,
         typer.Option(
@@ -95,6 +101,8 @@ def compare_files(
         raise typer.BadParameter(f"files of one kind are needed; {found}")
     if quality and "geometry" in kinds:
         raise typer.BadParameter(f"--quality {quality} is for histories; these are geometries")
+    if no_page and out is not None:
+        raise typer.BadParameter("--out and --no-page exclude each other; give one of them")
     if out is not None:
         measuring.check_writable(out)
     options = Options(
@@ -135,15 +143,17 @@ def compare_files(
                 typer.echo("\n".join(map(printable, shown.split("\n"))))
             else:
                 print_table(shown)
+
+    def write(page: Path) -> None:
+        from geomhooks.report.comparison import write_comparison
+
+        write_comparison(runs, report, page)
+
     if out is not None:
-        _write(runs, report, out)
+        try:
+            write(out)
+        except OSError as error:
+            raise measuring.OutputError(f"cannot write {out}: {error.strerror or error}") from error
         typer.echo(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)", err=as_json)
-
-
-def _write(runs: Sequence[gh.Geometry] | Sequence[gh.History], report: Any, out: Path) -> None:
-    from geomhooks.report.comparison import write_comparison
-
-    try:
-        write_comparison(runs, report, out)
-    except OSError as error:
-        raise measuring.OutputError(f"cannot write {out}: {error.strerror or error}") from error
+    elif not (no_page or as_json):
+        write_if_possible(Path("comparison.html"), write, "--out")

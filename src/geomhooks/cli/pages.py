@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from geomhooks import measuring
 from geomhooks.measuring import OutputError
 from geomhooks.report.figures.found import lookup
 
-__all__ = ["choose_page", "known_of", "write_beside"]
+__all__ = ["choose_page", "known_of", "write_beside", "write_if_possible"]
 
 
 def choose_page(out: Path, wanted: Path | None, *, none: bool) -> Path | None:
@@ -49,13 +50,28 @@ def write_beside(measured: gh.Geometry | gh.History, page: Path | None, **more: 
     """
     if page is None:
         return
-    try:
+
+    def write(path: Path) -> None:
         from geomhooks.report.page import write_report
 
-        if (strange := _in_the_way(page)) is not None:
-            raise OutputError(strange)
         known = known_of(measured) if isinstance(measured, gh.Geometry) else {}
-        write_report(measured, page, **known, **more)
+        write_report(measured, path, **known, **more)
+
+    write_if_possible(page, write)
+
+
+def write_if_possible(page: Path, write: Callable[[Path], None], option: str = "--report") -> None:
+    """Write a page that nobody asked for by name, and say where it is, or why there is none.
+
+    Args:
+        page: where to.
+        write: does it.
+        option: names another place.
+    """
+    try:
+        if (strange := _in_the_way(page, option)) is not None:
+            raise OutputError(strange)
+        write(page)
     except Exception as error:  # whatever it is: hours of measuring are not to end in a failure
         told = " ".join(str(error).split()) or type(error).__name__
         typer.echo(f"no report was written: {told}", err=True)
@@ -70,10 +86,10 @@ def known_of(geometry: gh.Geometry) -> dict[str, Any]:
     return {"labels": measuring.labels_in(geometry.notes), "groups": groups}
 
 
-def _in_the_way(page: Path) -> str | None:
+def _in_the_way(page: Path, option: str = "--report") -> str | None:
     """Why a file that is there is not to be replaced; None where it may be, or there is none."""
     from geomhooks.report.rendering import is_page
 
     if page.is_file() and not is_page(page):
-        return f"{page} is there, and is no page of geomhooks; name another by --report"
+        return f"{page} is there, and is no page of geomhooks; name another by {option}"
     return None
