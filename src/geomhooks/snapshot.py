@@ -187,6 +187,8 @@ class Geometry:
         if not self._sites:
             return "none has counted anything"
         there = _paths(self[self.sites[-1]])
+        if within := [name for name in there if name.startswith(f"{path}.")]:
+            return f"there are {', '.join(within)}"
         near = difflib.get_close_matches(path, there, n=3, cutoff=0.85)
         if near:
             return f"did you mean {', '.join(near)}?"
