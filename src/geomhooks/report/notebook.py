@@ -95,13 +95,13 @@ def _show(path: str, value: Any) -> tuple[str, str]:
     return str(tuple(value.shape)), sparkline(value.double().tolist(), path) if curve else ""
 
 
-def _pos_length(found: Any) -> Tensor:
+def _pos_length(found: Tensor) -> Tensor:
     length: Tensor = found.norm(dim=1)
     return length
 
 
-def _as_it_is(found: Any) -> Tensor:
-    return found  # type: ignore[no-any-return]
+def _as_it_is(found: Tensor) -> Tensor:
+    return found
 
 
 CURVES = (

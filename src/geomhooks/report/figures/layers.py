@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from geomhooks.report.figures.found import short_names
-from geomhooks.report.theme import label
+from geomhooks.report.figures.found import numbers, short_names
+from geomhooks.report.theme import graph_objects, label
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["add_slider", "in_space", "layer_axis", "logarithmic"]
+__all__ = ["add_slider", "in_space", "layer_axis", "layer_line", "logarithmic"]
 
 MOST_TICKS = 26
 EYE = {"x": 1.75, "y": 1.75, "z": 1.1}  # of whoever looks at a figure in space
@@ -91,6 +91,21 @@ def layer_axis(
         "ticktext": [label(name, 24) for name in short_names(sites)][::stride],
         "range": [-0.6, len(sites) - 0.4],
     }
+
+
+def layer_line(
+    sites: Sequence[str], values: Sequence[float], name: str, colour: str, dash: str = "solid"
+) -> Any:
+    """A number by site, along :func:`layer_axis`."""
+    return graph_objects().Scatter(
+        x=list(range(len(sites))),
+        y=numbers(values),
+        mode="lines+markers",
+        name=name,
+        line={"color": colour, "dash": dash},
+        hovertext=[label(site) for site in sites],
+        hovertemplate=f"%{{hovertext}}<br>{name}: %{{y:.4g}}<extra></extra>",
+    )
 
 
 def in_space(figure: go.Figure, axes: Sequence[str]) -> go.Figure:

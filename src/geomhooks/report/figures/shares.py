@@ -12,6 +12,7 @@ from geomhooks.report.theme import COLOURS, About, faded, graph_objects, label, 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from geomhooks.results import Result
     from geomhooks.snapshot import Geometry
 
 __all__ = ["variance_shares"]
@@ -101,9 +102,9 @@ def variance_shares(geometry: Geometry) -> go.Figure:
     return figure
 
 
-def _noise(result: object, part: str) -> float:
+def _noise(result: Result, part: str) -> float:
     """Of a share; zero where the exact fit is not to be had."""
     try:
-        return float(result.noise_shares[part])  # type: ignore[attr-defined]
+        return float(result.noise_shares[part])
     except UnidentifiedError:
         return 0.0

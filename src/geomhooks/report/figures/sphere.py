@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from geomhooks.errors import FigureError
 from geomhooks.report.figures.found import find, lookup, numbers, thinned
-from geomhooks.report.figures.layers import layer_axis, logarithmic
+from geomhooks.report.figures.layers import layer_axis, layer_line, logarithmic
 from geomhooks.report.figures.sublayers import update_of
 from geomhooks.report.theme import (
     COLOURS,
@@ -141,7 +141,7 @@ def length_by_layer(geometry: Geometry, of: Length = "norm") -> go.Figure:
     rest = {site: geometry[site].sphere.without_first[of] for site in found}
     _add_band(figure, list(rest.values()), list(rest), "without position 0", COLOURS["state"])
     first = [float(moments.at_position.mean[0]) for moments in found.values()]
-    figure.add_trace(_line(list(found), first, "position 0", COLOURS["first"]))
+    figure.add_trace(layer_line(list(found), first, "position 0", COLOURS["first"]))
     figure.update_xaxes(layer_axis(list(found)))
     values = [v for v in (*first, *(float(m.mean) for m in rest.values())) if v > 0]
     if values and max(values) > 30 * min(values):
@@ -187,7 +187,7 @@ def step_angles(geometry: Geometry) -> go.Figure:
         angles = [update_of(geometry, site, sublayer, "step_angle") for site in names]
         if not all(map(math.isnan, angles)):
             name = NAMES.get(sublayer, sublayer)
-            figure.add_trace(_line(names, angles, name, COLOURS[sublayer]))
+            figure.add_trace(layer_line(names, angles, name, COLOURS[sublayer]))
     figure.update_xaxes(layer_axis(names))
     figure.update_yaxes(rangemode="tozero", ticksuffix="°")
     return figure
@@ -225,7 +225,7 @@ def directions_by_layer(geometry: Geometry) -> go.Figure:
     kinds = {"states as they are": "anisotropy", "mean entry taken off": "mean_cosine"}
     for (name, path), dash in zip(kinds.items(), ("solid", "dash"), strict=True):
         values = [float(geometry[site].sphere.without_first[path]) for site in found]
-        figure.add_trace(_line(found, values, name, COLOURS["state"], dash))
+        figure.add_trace(layer_line(found, values, name, COLOURS["state"], dash))
     figure.update_xaxes(layer_axis(found))
     return figure
 
@@ -245,20 +245,6 @@ def _lengths(geometry: Geometry, of: str) -> dict[str, Result]:
     if of not in get_args(Length):
         raise FigureError(f"of={of!r}: 'norm' or 'radius' is needed")
     return find(geometry, f"sphere.{of}")
-
-
-def _line(
-    sites: list[str], values: list[float], name: str, colour: str, dash: str = "solid"
-) -> Any:
-    return graph_objects().Scatter(
-        x=list(range(len(sites))),
-        y=numbers(values),
-        mode="lines+markers",
-        name=name,
-        line={"color": colour, "dash": dash},
-        hovertext=[label(site) for site in sites],
-        hovertemplate=f"%{{hovertext}}<br>{name}: %{{y:.4g}}<extra></extra>",
-    )
 
 
 def _add_band(
@@ -287,4 +273,4 @@ def _add_band(
             hoverinfo="skip",
         )
     )
-    figure.add_trace(_line(sites, mean, name, colour))
+    figure.add_trace(layer_line(sites, mean, name, colour))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from geomhooks.errors import FigureError, UnidentifiedError
-from geomhooks.report.figures.found import find, lookup, numbers
-from geomhooks.report.figures.layers import layer_axis, logarithmic
-from geomhooks.report.theme import COLOURS, NAMES, About, graph_objects, label, new_figure
+from geomhooks.report.figures.found import find, lookup
+from geomhooks.report.figures.layers import layer_axis, layer_line, logarithmic
+from geomhooks.report.theme import COLOURS, NAMES, About, new_figure
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -89,7 +89,7 @@ def updates_by_layer(geometry: Geometry, of: Of = "norm") -> go.Figure:
         values = [update_of(geometry, site, sublayer, of) for site in sites]
         if not all(map(math.isnan, values)):
             name = NAMES.get(sublayer, sublayer)
-            figure.add_trace(_line(sites, values, name, COLOURS[sublayer]))
+            figure.add_trace(layer_line(sites, values, name, COLOURS[sublayer]))
             every += values
     figure.update_xaxes(layer_axis(sites))
     known = [value for value in every if value > 0]
@@ -138,7 +138,7 @@ def linearity_by_layer(geometry: Geometry) -> go.Figure:
         ("of the whole variance", "of_variance", "dash"),
     ):
         values = [float(result[path]) for result in found.values()]
-        figure.add_trace(_line(list(found), values, name, COLOURS["mlp"], dash))
+        figure.add_trace(layer_line(list(found), values, name, COLOURS["mlp"], dash))
     figure.update_xaxes(layer_axis(list(found)))
     return figure.update_yaxes(range=[0, 1.02])
 
@@ -151,17 +151,3 @@ def update_of(geometry: Geometry, site: str, sublayer: str, of: Of) -> float:
         value = None
     number = math.nan if value is None else float(value)
     return math.degrees(number) if of == "step_angle" else number
-
-
-def _line(
-    sites: list[str], values: list[float], name: str, colour: str, dash: str = "solid"
-) -> Any:
-    return graph_objects().Scatter(
-        x=list(range(len(sites))),
-        y=numbers(values),
-        mode="lines+markers",
-        name=name,
-        line={"color": colour, "dash": dash},
-        hovertext=[label(site) for site in sites],
-        hovertemplate=f"%{{hovertext}}<br>{name}: %{{y:.4g}}<extra></extra>",
-    )
