@@ -54,11 +54,11 @@ class Block(nn.Module):
 class Reader(nn.Module):
     """A small causal language model."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 3) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.words, self.places = nn.Embedding(WORDS, WIDTH), nn.Embedding(LENGTH, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.blocks = nn.ModuleList(Block() for _ in range(depth))
         self.norm = nn.RMSNorm(WIDTH)
 
     def forward(self, input_ids: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from geomhooks.forwards.running import Look, Running, look_back
 from geomhooks.forwards.schedule import Schedule
 from geomhooks.forwards.shortcut import Shortcut, Stage
 from geomhooks.forwards.tokens import Tokens
+from geomhooks.forwards.trials import is_trial
 from geomhooks.plan import Parts, Plan, SitePlan
 from geomhooks.reductions import reduce
 from geomhooks.reductions.products import add_products
@@ -76,7 +77,7 @@ class Routing:
         if call is None and self._frames and not own:
             self._frames.append(self._frames[-1])
             return
-        counts = self._schedule.counts_mode(opener.module.training)
+        counts = self._schedule.counts_mode(opener.module.training) and not is_trial()
         if call is None:
             call = read_plain_call(arguments)
         stated = self._stated if told is None else add_statement(self._stated, told)
@@ -182,7 +183,7 @@ class Routing:
 
     def _make_lone_frame(self, site: SitePlan) -> Frame:
         """For a site that is called by itself, outside of any call that opens a stream."""
-        counts = self._schedule.counts_mode(site.place.module.training)
+        counts = self._schedule.counts_mode(site.place.module.training) and not is_trial()
         return Frame(Call(), self._stated, counts=counts)
 
     def read(
