@@ -19,6 +19,7 @@ from geomhooks.forwards.running import Look
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.norms import NormModule
 from geomhooks.packing import pack_state, restore_tensors, unpack_state
+from geomhooks.sharded import refuse_piece_of_width
 from geomhooks.sites import Place
 from geomhooks.state import Shift, SiteState, State, StreamState
 from geomhooks.statistics.base import Site, Statistic
@@ -201,6 +202,8 @@ class Plan:
             grid: (B, T).
             resolved: the tokens that the forward has shown.
         """
+        place = site.place
+        refuse_piece_of_width(place.name, place.module, hidden.shape[-1], is_input=place.is_input)
         has_input = before is not None and before.shape == hidden.shape
         stream = self._stream_name(site.stream, grid, resolved)
         state = self.state.sites.get(site.place.name)

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from geomhooks import distributed
-from tests.distributed import pipelines, states, wrappers
+from tests.distributed import pieces, pipelines, states, wrappers
 
-CHECKS = [*states.CHECKS, *wrappers.CHECKS, *pipelines.CHECKS]
+CHECKS = [*states.CHECKS, *wrappers.CHECKS, *pieces.CHECKS, *pipelines.CHECKS]
 
 
 def main(checks: Sequence[Callable[[], None]] = CHECKS) -> None:

@@ -69,6 +69,21 @@ class Frame:
                 return 1, len(said)
         return None
 
+    def whole_rows(self, batch: int, length: int) -> int | None:
+        """How long the rows of a text are, where shorter ones are shown that nobody has described.
+
+        None where a site before has shown the whole: what follows are the stages of a model that
+        pools its tokens.
+        """
+        grid, said = self.call.grid, self.stated
+        if grid is None or not self.call.text or grid[0] != batch or length >= grid[1]:
+            return None
+        is_masked = self.call.mask is not None or self.call.square_mask is not None
+        if said.positions is not None and (said.mask is not None or not is_masked):
+            return None
+        seen = any(key[1:3] == grid for key in self.resolved)
+        return None if seen else grid[1]
+
     def grid_of(self, stream: str) -> tuple[int, int] | None:
         """(B, T) of its tokens, as something tells or the sites before have shown."""
         if self.grid is not None:

@@ -33,7 +33,7 @@ from geomhooks.forwards.trials import is_trial
 from geomhooks.plan import Parts, Plan, SitePlan
 from geomhooks.reductions import reduce
 from geomhooks.reductions.products import add_products
-from geomhooks.sharded import REPLICATED, local_tensor
+from geomhooks.sharded import REPLICATED, local_tensor, refuse_piece_of_rows
 from geomhooks.sites import rearranged, to_batch_time_width
 from geomhooks.state import SiteState
 from geomhooks.statistics.base import Reading
@@ -356,6 +356,9 @@ class Routing:
         batch, length = grid
         key = (state.stream, batch, length)
         if key not in frame.resolved:
+            told = frame.whole_rows(batch, length)
+            if told is not None:
+                refuse_piece_of_rows(state.site.name, length, told)
             stream = self._plan.state.streams[state.stream]
             tokens = stream.stream.resolve(frame.call, frame.stated, batch, length)
             plans = {name: a.observe(tokens) for name, a in stream.shared.items()}  # type: ignore[attr-defined]
