@@ -152,3 +152,28 @@ def test_states_and_geometries_that_are_none(tmp_path: Path) -> None:
         gh.load(tmp_path / "g.safetensors", statistics=[gh.Sphere])  # type: ignore[list-item]
     with pytest.raises(gh.errors.SiteError, match=r"sphere\.radius\.mean"):
         watch.geometry().stack("sphere.radius")
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+@torch.no_grad()
+def test_a_checkpoint_of_torch_distributed_goes_on_or_is_refused(tmp_path: Path) -> None:
+    """It fills in tensors that a watch holds; one that holds none would lose what was saved."""
+    import torch.distributed.checkpoint as checkpoint
+
+    model, first, second = Stack(8, depth=1), torch.randn(2, 4, 8), torch.randn(3, 4, 8)
+    with gh.watch(model) as watch:
+        model(first)
+        checkpoint.save({"watch": watch.state_dict()}, checkpoint_id=tmp_path, no_dist=True)
+        model(second)
+
+    def load(resumed: gh.Watch) -> gh.Watch:
+        state = {"watch": resumed.state_dict()}
+        checkpoint.load(state, checkpoint_id=tmp_path, no_dist=True)
+        resumed.load_state_dict(state["watch"])
+        return resumed
+
+    with pytest.raises(gh.errors.SchemaError, match=r"\d+ tensors were saved, and 0 are here"):
+        load(gh.watch(model))
+    with load(gh.watch(model, example=first)) as resumed:
+        model(second)
+    assert resumed.geometry().scalars() == pytest.approx(watch.geometry().scalars(), nan_ok=True)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from geomhooks.distributed import reduce_state
-from geomhooks.errors import HookError, WatchError
+from geomhooks.errors import HookError, SchemaError, WatchError
 from geomhooks.forwards.calls import add_statement
 from geomhooks.forwards.compiled import notice_hooks
 from geomhooks.forwards.hooks import (
@@ -239,15 +239,18 @@ class Watch(Routing):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted so far, to go on from with :meth:`load_state_dict`."""
-        return self._plan.state_dict() | {"step": self._schedule.step}
+        packed = self._plan.state_dict()
+        return packed | {"step": self._schedule.step, "tensor_count": len(packed["tensors"])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: of this watch, of another on the same model, or of a file.
 
         Raises:
-            SchemaError: the state is of another model, other sites or parameters; nothing is
-                changed then.
+            SchemaError: the state is of another model, other sites or parameters, or tensors are
+                missing; nothing is changed then.
         """
+        if isinstance(state, Mapping):
+            refuse_partial(state)
         self._has_fired |= self._fired()
         self._plan.load_state_dict(state)
         self.step(state.get("step", self._schedule.step))
@@ -425,6 +428,21 @@ def silence(silent: Sequence[str], number: int) -> HookError:
         "these modules, or runs compiled code that has no hooks. What the others counted is kept: "
         "watch.geometry(strict=False)."
     )
+
+
+def refuse_partial(state: Mapping[str, Any]) -> None:
+    """Raise where a state has not all of its tensors any more.
+
+    Raises:
+        SchemaError: saying how they may have been lost.
+    """
+    told, tensors = state.get("tensor_count"), state.get("tensors")
+    if isinstance(told, int) and isinstance(tensors, Mapping) and len(tensors) != told:
+        raise SchemaError(
+            f"load_state_dict: {told} tensors were saved, and {len(tensors)} are here. "
+            "torch.distributed.checkpoint loads only into tensors that are there already: give the "
+            "new watch example=, a batch, or run a forward, and load then; nothing was changed"
+        )
 
 
 def new_shard() -> str:
