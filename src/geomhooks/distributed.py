@@ -6,13 +6,18 @@ schema, or the same error. Then states are merged along a binary tree, the accum
 Whatever the number of ranks, a rank holds in the host's memory at most its copy, one message, and
 the tables in it: about three times the state. On a device no more than a piece of a message.
 
-Nothing here runs in a hook. An error on one rank becomes an error on all, never a wait without end.
+Nothing here runs in a hook. An error on one rank becomes an error on all, never a wait without end;
+a rank that does not come is waited for as long as the process group was told to.
+
+A collective is given integers and bytes, of which there is at least one, on the group's own device.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +31,7 @@ from geomhooks.messages import pack_message, read_header, unpack_message, write_
 from geomhooks.state import State
 from geomhooks.uniting import Part, Union, unite
 
-__all__ = ["Failure", "reduce_state"]
+__all__ = ["Failure", "Unreachable", "reduce_state"]
 
 PIECE = 1 << 26  # bytes that are sent at once, and copied to a device where the backend needs that
 
@@ -42,8 +47,8 @@ def reduce_state(snapshot: Callable[[], State], group: Any = None) -> tuple[Stat
 
     Raises:
         SchemaError: ranks have counted the same shard, or differ in what they have in common.
-        WatchError: a rank failed, this process is not in the group, or there should be a process
-            group and is none.
+        WatchError: a rank failed or did not come, this process is not in the group, or there should
+            be a process group and is none.
     """
     peers = _Peers.of(group)
     if peers is None:
@@ -65,6 +70,10 @@ def reduce_state(snapshot: Callable[[], State], group: Any = None) -> tuple[Stat
         step *= 2
     whole = peers.tell(work.message() if peers.rank == 0 else None)
     return work.finish(whole)
+
+
+class Unreachable(WatchError):
+    """Another rank has ended, or did not come in time."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +190,12 @@ class _Peers:
                 )
             return None
         group = dist.group.WORLD if group is None else group
+        outside = dist.GroupMember.NON_GROUP_MEMBER  # what stands for a group of others
+        if group != outside and not isinstance(group, dist.ProcessGroup):
+            raise WatchError(
+                f"sync=True: group is a {type(group).__name__}, and a process group is needed, as "
+                "torch.distributed.new_group(ranks) or mesh.get_group(name) gives one"
+            )
         rank = dist.get_rank(group)
         if rank < 0:
             raise WatchError(
@@ -189,47 +204,77 @@ class _Peers:
             )
         return cls(group, rank, dist.get_world_size(group), device_of(group))
 
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Tell it plainly where another rank cannot be reached.
+
+        Raises:
+            Unreachable: it cannot.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            said = " ".join(str(error).split())[:200]
+            raise Unreachable(
+                f"sync=True: rank {self.rank} of {self.size} could not reach another, which has "
+                "ended, raised an error, or did not call geometry(sync=True) in the time that the "
+                "process group gives (timeout= of init_process_group or new_group); call it on all "
+                f"ranks of the group. What was counted here is kept. ({said})"
+            ) from error
+
     def gather(self, thing: Any) -> list[Any]:
-        """What each rank gave, on every rank."""
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, thing, group=self.group)
-        return found
+        """What each rank gave, on every rank; or the failure to read it here."""
+        packed = torch.frombuffer(bytearray(pickle.dumps(thing)), dtype=torch.uint8)
+        with self.reached():
+            lengths = [self._number() for _ in range(self.size)]
+            dist.all_gather(lengths, self._number(len(packed)), group=self.group)
+            longest = max(int(length) for length in lengths)
+            mine = torch.zeros(longest, dtype=torch.uint8)
+            mine[: len(packed)] = packed
+            found = [torch.empty_like(mine, device=self.device) for _ in range(self.size)]
+            dist.all_gather(found, mine.to(self.device), group=self.group)
+        return [self._read(one) for one in found]
+
+    def _read(self, packed: Tensor) -> Any:
+        """What a rank gave; its statistic may be of a class that this rank cannot import."""
+        try:
+            return pickle.loads(packed.cpu().numpy().tobytes())
+        except Exception as error:
+            return Failure(self.rank, type(error).__name__, str(error) or repr(error))
 
     def send(self, message: Tensor, to: int) -> None:
         to = dist.get_global_rank(self.group, to)
-        dist.send(self._number(len(message)), to, group=self.group)
-        for piece in pieces_of(message):
-            dist.send(piece.to(self.device), to, group=self.group)
+        with self.reached():
+            dist.send(self._number(len(message)), to, group=self.group)
+            for piece in pieces_of(message):
+                dist.send(piece.to(self.device), to, group=self.group)
 
     def receive(self, source: int) -> Tensor:
         source = dist.get_global_rank(self.group, source)
-        length = self._number()
-        dist.recv(length, source, group=self.group)
-        message = torch.empty(int(length), dtype=torch.uint8)
-        for piece in pieces_of(message):
-            self._into(piece, lambda there: dist.recv(there, source, group=self.group))
-        return message
+        return self._filled(lambda there: dist.recv(there, source, group=self.group))
 
     def tell(self, message: Tensor | None) -> Tensor:
         """What rank 0 says, on every rank."""
         source = dist.get_global_rank(self.group, 0)
-        length = self._number(0 if message is None else len(message))
-        dist.broadcast(length, source, group=self.group)
-        if message is None:
-            message = torch.empty(int(length), dtype=torch.uint8)
-        for piece in pieces_of(message):
-            self._into(piece, lambda there: dist.broadcast(there, source, group=self.group))
-        return message
+        return self._filled(lambda there: dist.broadcast(there, source, group=self.group), message)
 
     def _number(self, value: int = 0) -> Tensor:
         return torch.tensor([value], dtype=torch.int64, device=self.device)
 
-    def _into(self, piece: Tensor, act: Callable[[Tensor], Any]) -> None:
-        """Act on a piece of host memory by way of the backend's device."""
-        there = piece.to(self.device)
-        act(there)
-        if there is not piece:
-            piece.copy_(there)
+    def _filled(self, act: Callable[[Tensor], Any], message: Tensor | None = None) -> Tensor:
+        """A message that comes, or goes to all, by acting on its length and on its pieces."""
+        length = self._number(0 if message is None else len(message))
+        with self.reached():
+            act(length)
+            number = int(length)
+        message = torch.empty(number, dtype=torch.uint8) if message is None else message
+        for piece in pieces_of(message):
+            there = piece.to(self.device)
+            with self.reached():
+                act(there)
+                if there is not piece:
+                    piece.copy_(there)
+        return message
 
 
 def pieces_of(message: Tensor) -> Sequence[Tensor]:
@@ -238,11 +283,15 @@ def pieces_of(message: Tensor) -> Sequence[Tensor]:
 
 
 def device_of(group: Any) -> torch.device:
-    """Where a group's backend wants its tensors: on the CPU if it can, else on the current device.
+    """Where a group's backend wants its tensors: on the CPU if it can, else on its own device.
 
-    A configuration reads "cpu:gloo,cuda:nccl", a device to each backend.
+    That is the one that ``init_process_group(device_id=)`` has bound it to, or the current one. A
+    configuration reads "cpu:gloo,cuda:nccl", a device to each backend.
     """
     kinds = [pair.partition(":")[0] for pair in str(dist.get_backend_config(group)).split(",")]
     if "cpu" in kinds:
         return torch.device("cpu")
+    bound: torch.device | None = getattr(group, "bound_device_id", None)
+    if bound is not None and bound.type == kinds[0]:
+        return bound
     return torch.device(kinds[0], torch.accelerator.current_device_index())

@@ -73,6 +73,7 @@ class Union:
         selection: what was watched.
         statistics: by name.
         order: all sites in forward order, those that have run first.
+        run: sites that have run on some part.
         silent: sites that were to be watched and have run on no part.
         streams: name of the token stream of each site.
     """
@@ -81,11 +82,17 @@ class Union:
     selection: dict[str, Any]
     statistics: dict[str, Statistic]
     order: list[str]
+    run: frozenset[str]
     silent: list[str]
     streams: dict[str, str]
 
     def fit(self, state: State) -> State:
         """Give one part's state, in place, the names that all parts agree on."""
+        state.sites = {
+            name: site
+            for name, site in state.sites.items()
+            if name not in self.run or int(site.forwards.value) > 0
+        }
         streams = {}
         for name, held in state.streams.items():
             sites = [site for site, s in state.sites.items() if s.stream == name]
@@ -131,13 +138,13 @@ def unite(parts: Sequence[Part], word: str) -> Union:
     if len(parts) > 1:
         for part in parts:
             refuse_merge(part.statistics)
-    compare = _Comparison(parts, word)
+    run = forward_order([part.order for part in parts])
+    descriptions = [described(part, frozenset(run)) for part in parts]
+    compare = _Comparison(parts, descriptions, word)
     compare.shards()
     compare.statistics()
     compare.selections()
     compare.sites()
-    descriptions = [part.description for part in parts]
-    run = forward_order([part.order for part in parts])
     allocated = dict.fromkeys(site for d in descriptions for site in d["sites"])
     order = [*run, *(site for site in allocated if site not in run)]
     chosen = dict.fromkeys(site for d in descriptions for site in d["selection"]["sites"])
@@ -148,9 +155,21 @@ def unite(parts: Sequence[Part], word: str) -> Union:
         descriptions[0]["selection"] | {"sites": sites},
         compare.known_statistics(),
         order,
+        frozenset(run),
         [site for site in sites if site not in run],
         name_streams(descriptions, order),
     )
+
+
+def described(part: Part, run: frozenset[str]) -> dict[str, Any]:
+    """What a part says, without sites that have run elsewhere and not here.
+
+    What a site is like (its width, its stream, whether its input counts) is certain once it has
+    run. A state made before, from the model's config, may be of another kind, and is empty.
+    """
+    sites = part.description["sites"]
+    known = {name: said for name, said in sites.items() if name in part.order or name not in run}
+    return part.description | {"sites": known}
 
 
 def name_streams(descriptions: Sequence[Mapping[str, Any]], order: Sequence[str]) -> dict[str, str]:
@@ -179,9 +198,11 @@ def plain_stream(name: str) -> str:
 class _Comparison:
     """Raises where two parts differ in what they have in common, naming both."""
 
-    def __init__(self, parts: Sequence[Part], word: str) -> None:
+    def __init__(
+        self, parts: Sequence[Part], descriptions: Sequence[dict[str, Any]], word: str
+    ) -> None:
         self.parts = parts
-        self.descriptions = [part.description for part in parts]
+        self.descriptions = descriptions
         self.word = word
         self._seen: dict[Any, tuple[int, Any]] = {}
 

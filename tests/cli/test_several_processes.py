@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import geomhooks as gh
+from geomhooks.distributed import Unreachable
 from geomhooks.measuring import Ranks
 from geomhooks.measuring.batches import batches
 from geomhooks.measuring.errors import PeerError
@@ -197,5 +198,7 @@ def test_a_failure_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks.together(lambda: 3) == 3
     with pytest.raises(PeerError, match="--resume goes on"), ranks.reaching():
         raise RuntimeError("Connection closed by peer")
+    with pytest.raises(PeerError, match="--resume goes on"), ranks.reaching():
+        raise Unreachable("rank 1 of 3 could not reach another")
     with pytest.raises(gh.errors.WatchError, match="ours"), ranks.reaching():
         raise gh.errors.WatchError("ours")

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch.distributed as dist
 
 from geomhooks import distributed
-from tests.distributed import pieces, pipelines, states, wrappers
+from tests.distributed import pieces, pipelines, reaching, states, wrappers
 
-CHECKS = [*states.CHECKS, *wrappers.CHECKS, *pieces.CHECKS, *pipelines.CHECKS]
+PARTS = (states, wrappers, reaching, pieces, pipelines)
+CHECKS = [check for part in PARTS for check in part.CHECKS]
 
 
 def main(checks: Sequence[Callable[[], None]] = CHECKS) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -21,6 +23,9 @@ def test_the_device_of_a_backend(
     monkeypatch.setattr(dist, "get_backend_config", lambda group: backends)
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 3)
     assert device_of(None) == torch.device(device)
+    bound = SimpleNamespace(bound_device_id=torch.device("cuda:5"))
+    own = device if device == "cpu" else "cuda:5"
+    assert device_of(bound) == torch.device(own)
 
 
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from geomhooks.distributed import Unreachable
 from geomhooks.errors import GeomhooksError
 from geomhooks.measuring.errors import PeerError
 
@@ -91,7 +92,8 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            if self.number == 1 or isinstance(error, GeomhooksError):
+            ours = isinstance(error, GeomhooksError) and not isinstance(error, Unreachable)
+            if self.number == 1 or ours:
                 raise
             raise PeerError(
                 "another process of this run has ended, and the same command with --resume goes on "
