@@ -10,12 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import typer
 
 import geomhooks as gh
+from geomhooks.cli import failures
 from geomhooks.distributed import Unreachable
 from geomhooks.measuring import Ranks
 from geomhooks.measuring.batches import batches
-from geomhooks.measuring.errors import PeerError
+from geomhooks.measuring.errors import PeerError, TextError
 from geomhooks.measuring.ranks import Elsewhere
 from tests.cli.conftest import Outcome, passage
 from tests.distributed.launch import finish, torchrun
@@ -177,6 +179,31 @@ def test_devices_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Ranks().device("auto") == "auto"
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
     assert ranks[1].device("auto") == "cpu"
+
+
+def test_the_process_that_tells_of_a_failure_ends_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or torchrun, which ends all processes once one has, might end it before it has told."""
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    waited: list[float] = []
+    monkeypatch.setattr(failures.time, "sleep", waited.append)
+    wrong, ended = typer.BadParameter("wrong"), PeerError("ended")
+    for rank, error, code, silent in (
+        ("1", Elsewhere(), 1, True), ("0", Elsewhere(), 1, True), ("1", wrong, 2, True),
+        ("0", wrong, 2, False), ("1", ended, 1, True), ("1", TextError("none"), 4, False),
+        ("1", KeyboardInterrupt(), 130, True),
+    ):  # fmt: skip
+        who = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+        for name, value in who.items():
+            monkeypatch.setenv(name, value)
+        waited.clear()
+        assert failures.guarded(lambda error=error: fail(error)) == code  # type: ignore[misc]
+        assert (capsys.readouterr().err == "") == silent
+        assert waited == ([failures.TELLING] if silent and code != 130 else [])
 
 
 def test_a_failure_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import cast
@@ -45,6 +46,7 @@ EXIT_CODES: dict[str, tuple[int, tuple[type[Exception], ...]]] = {
     ),
 }
 INTERRUPTED = 128 + signal.SIGINT
+TELLING = 10.0  # seconds in which a process can say what went wrong
 # typer.BadParameter, UsageError, ClickException; typer has moved the module they are defined in.
 ClickException = cast("type[Exception]", typer.BadParameter.__mro__[2])
 
@@ -65,7 +67,7 @@ def guarded(command: Callable[[], object], arguments: Sequence[str] = ()) -> int
         found = _found(message, arguments)
         return _fail(2, f"{message}{found} (see --help)", everywhere=True)
     except Elsewhere:
-        return 1
+        return _leave_last(1)
     except PeerError as error:
         return _fail(1, str(error), everywhere=True)
     except GeomhooksError as error:
@@ -96,6 +98,12 @@ def _exit_code(error: GeomhooksError) -> int:
 def _fail(code: int, message: str, *, everywhere: bool = False) -> int:
     """Tell a failure; one that befalls all processes of a run is told by the first."""
     if everywhere and Ranks.started().rank:
-        return code
+        return code if code > 128 else _leave_last(code)  # signals have come to all
     print(f"geomhooks: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return code
+
+
+def _leave_last(code: int) -> int:
+    """Give way to the process that tells what went wrong: torchrun ends all once one has ended."""
+    time.sleep(TELLING)
     return code
