@@ -39,6 +39,39 @@ def test_a_file_gives_back_every_number_to_the_last_bit(tmp_path: Path) -> None:
     )
 
 
+class Pair(nn.Module):
+    """Two stacks that are called each with its own tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Stack(4, seed=1), Stack(4, seed=2)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.decoder(inputs_embeds=self.encoder(inputs_embeds=states)[:, :3])
+        return found
+
+
+def test_a_file_of_streams_that_have_different_statistics(tmp_path: Path) -> None:
+    """What the sites of one stream share, those of another need not have."""
+    wish = {"encoder.blocks.*": [gh.PosCtx(positions=8)], "decoder.blocks.*": [gh.Covariance()]}
+    found = []
+    for number, part in enumerate(STATES):
+        with torch.no_grad(), gh.watch(Pair(), statistics=wish) as watch:
+            watch._plan.root(part[None])
+        watch.geometry().save(tmp_path / f"{number}.safetensors")
+        found.append(gh.load(tmp_path / f"{number}.safetensors"))
+        assert found[-1].scalars() == pytest.approx(watch.geometry().scalars(), nan_ok=True, rel=0)
+    with torch.no_grad(), gh.watch(Pair(), statistics=wish) as watch:
+        watch._plan.root(STATES)
+    whole = watch.geometry().scalars()
+    for unite in (False, True):
+        merged = gh.merge(found, unite=unite).scalars()
+        forwards = [name for name in whole if name.endswith("/forwards")]
+        assert {n: v for n, v in merged.items() if n not in forwards} == pytest.approx(
+            {n: v for n, v in whole.items() if n not in forwards}, nan_ok=True, rel=1e-5, abs=1e-7
+        )
+
+
 def test_metadata_can_be_read_without_the_library(tmp_path: Path) -> None:
     from safetensors import safe_open
 

@@ -73,7 +73,7 @@ def unpack_state(
     description, tensors = packed["description"], packed["tensors"]
     check_description(description)
     try:
-        state = _described(description, statistics)
+        state = _described(description, tensors, statistics)
     except SiteError as error:  # of a state that is larger than its statistic allows
         raise SchemaError(str(error)) from error
     _check_tensors(state, tensors, max_bytes)
@@ -86,8 +86,10 @@ def unpack_state(
     return state
 
 
-def _described(description: Mapping[str, Any], statistics: Iterable[Statistic]) -> State:
-    """The state that a description is of, without tensors."""
+def _described(
+    description: Mapping[str, Any], tensors: Iterable[str], statistics: Iterable[Statistic]
+) -> State:
+    """The state that a description is of, without tensors, of which the names are given."""
     given = {}
     for statistic in statistics:
         if not isinstance(statistic, Statistic):
@@ -115,8 +117,7 @@ def _described(description: Mapping[str, Any], statistics: Iterable[Statistic]) 
             tuple(entry["exclude"]),
             entry["skip"],
         )
-        shared = {n: a for s in known.values() for n, a in s.shared(stream).items()}
-        state.streams[name] = StreamState(stream, shared, {})
+        state.streams[name] = StreamState(stream, _shared(stream, description, tensors, known), {})
     for index, (name, entry) in enumerate(description["sites"].items()):
         site = Site(**entry["site"])
         own = {n: known[n].accumulators(site) for n in entry["statistics"]}
@@ -132,6 +133,27 @@ def _described(description: Mapping[str, Any], statistics: Iterable[Statistic]) 
                 any_site = next(iter(state.sites.values())).site
                 state.streams[name].statistics[n] = known[n].accumulators(any_site)
     return state
+
+
+def _shared(
+    stream: TokenStream,
+    description: Mapping[str, Any],
+    tensors: Iterable[str],
+    known: Mapping[str, Statistic],
+) -> dict[str, Accumulator]:
+    """What sites of a stream share: what statistics of its sites need, and what is there.
+
+    Sites that have not run, and so are not described, may have been meant to share more.
+    """
+    name = stream.name
+    sites = [site for site in description["sites"].values() if site["stream"] == name]
+    needed = {n for site in sites for s in site["statistics"] for n in known[s].shared(stream)}
+    start = f"stream/{name}/"
+    there = {
+        path.removeprefix(start).partition("/")[0] for path in tensors if path.startswith(start)
+    }
+    shared = {n: a for s in known.values() for n, a in s.shared(stream).items()}
+    return {n: a for n, a in shared.items() if n in needed | there}
 
 
 def _uses(description: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:

@@ -259,7 +259,9 @@ class State:
                 continue
             # Shared accumulators decide for sites. Without sites a stream has its statistics alone.
             if name in with_sites & with_their_sites:
-                plans[name] = {n: a.merge(theirs.shared[n]) for n, a in stream.shared.items()}
+                both = stream.shared.keys() & theirs.shared.keys()
+                plans[name] = {n: stream.shared[n].merge(theirs.shared[n]) for n in both}
+                stream.shared |= {n: a for n, a in theirs.shared.items() if n not in both}
                 stream.stream.census.merge(theirs.stream.census)
             elif name in with_their_sites:
                 stream.stream, stream.shared = theirs.stream, theirs.shared

@@ -112,6 +112,33 @@ def an_idle_rank_of_a_model_that_its_config_does_not_describe() -> None:
         assert geometry.tokens.keys() == expected.tokens.keys()
 
 
+def statistics_that_only_some_ranks_share_contexts_for() -> None:
+    """One rank has PosCtx at a site of its own, of the stream that all ranks have."""
+    odd = rank() == size() - 1
+    wish: dict[str, Any] = {"blocks.0": [gh.Sphere()]}
+    if odd:
+        wish["blocks.2"] = [gh.PosCtx()]
+    subject = Subject(CASES["sphere"], torch.float32, plant(1))
+    with torch.no_grad(), gh.watch(subject.model, statistics=wish, positions=16) as watch:
+        for context in mine(subject.contexts):
+            subject.feed(watch, subject.render(context))
+    geometry = watch.geometry(sync=True)
+    assert int(geometry["blocks.0"].sphere.norm.count) == sum(
+        len(context.positions) for context in subject.contexts
+    )
+    alone = watch.geometry()["blocks.2"].scalars() if odd else None
+    found = dict(geometry["blocks.2"].scalars())
+    expected = next(numbers for numbers in everywhere(alone) if numbers is not None)
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(
+        torch.tensor(list(found.values())),
+        torch.tensor(list(expected.values())),
+        rtol=1e-6,
+        atol=1e-9,
+        equal_nan=True,
+    )
+
+
 def what_is_no_group() -> None:
     """A mesh, or ranks, in the place of a process group."""
     watch = watched(subjects()[0], [])
@@ -152,6 +179,7 @@ def a_class_that_other_ranks_do_not_have() -> None:
 CHECKS = [
     what_is_handed_on,
     an_idle_rank_of_a_model_that_its_config_does_not_describe,
+    statistics_that_only_some_ranks_share_contexts_for,
     what_is_no_group,
     a_rank_that_does_not_call,
     a_class_that_other_ranks_do_not_have,
