@@ -177,3 +177,33 @@ def test_a_checkpoint_of_torch_distributed_goes_on_or_is_refused(tmp_path: Path)
     with load(gh.watch(model, example=first)) as resumed:
         model(second)
     assert resumed.geometry().scalars() == pytest.approx(watch.geometry().scalars(), nan_ok=True)
+
+
+@torch.no_grad()
+def test_another_default_device(tmp_path: Path) -> None:
+    """As scripts set one for their model: what is read and put together is on the CPU all the same.
+
+    Whatever is made on "meta" by mistake has no numbers, and raises.
+    """
+    parts = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        with gh.watch(Stack(8), example=torch.randn(2, 4, 8)) as watch:
+            watch._plan.root(torch.randn(3, 4, 8))
+        watch.geometry().save(tmp_path / f"{seed}.safetensors")
+        parts.append(watch.geometry())
+    expected, alone = gh.merge(parts).scalars(), parts[1].scalars()
+    history = gh.History(snapshots=2)
+    with torch.device("meta"):
+        loaded = [gh.load(tmp_path / f"{seed}.safetensors") for seed in range(2)]
+        merged = gh.merge(loaded)
+        assert merged.scalars() == pytest.approx(expected, nan_ok=True, rel=0)
+        merged.save(tmp_path / "both.safetensors")
+        for sync in (False, True):
+            found = watch.geometry(sync=sync)
+            assert found.scalars() == pytest.approx(alone, nan_ok=True, rel=0)
+        history.append(0, merged)
+        history.append(1, merged)  # the very same
+        history.save(tmp_path / "history.safetensors")
+        again = gh.History.load(tmp_path / "history.safetensors")
+        assert again[1].scalars() == pytest.approx(expected, nan_ok=True, rel=0)

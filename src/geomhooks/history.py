@@ -312,12 +312,17 @@ class History:
             "notes": self.notes,
         }
         tensors = {
-            "steps": torch.tensor(self._steps, dtype=torch.int64),
+            "steps": torch.tensor(self._steps, dtype=torch.int64, device="cpu"),
             "values": torch.from_numpy(values),
             "present": torch.from_numpy(present),
         }
+        places: set[int] = set()
         for step, state in self._states.items():
-            tensors |= {f"snapshot/{step}/{name}": t for name, t in state["tensors"].items()}
+            for name, tensor in state["tensors"].items():
+                # Of a geometry that was given at two steps; a file has a place for each.
+                again = tensor.data_ptr() in places
+                places.add(tensor.data_ptr())
+                tensors[f"snapshot/{step}/{name}"] = tensor.clone() if again else tensor
         write_document(path, document, tensors)
 
     @classmethod

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from geomhooks.devices import CPU, made_on
 from geomhooks.errors import (
     FileFormatError,
     HookError,
@@ -62,7 +63,8 @@ class Geometry:
         if silent and strict:
             raise HookError(f"these sites have counted nothing: {', '.join(silent)}")
         self._sites = dict(sorted(fired.items(), key=lambda item: item[1].order))
-        warn_of_what_is_left_out(state, self._sites, stacklevel=3)
+        with made_on(self._device):
+            warn_of_what_is_left_out(state, self._sites, stacklevel=3)
         self.uneven = self._find_uneven()
         if self.uneven:
             warnings.warn(
@@ -126,6 +128,10 @@ class Geometry:
         return geometry_html(self)
 
     @property
+    def _device(self) -> torch.device:
+        return next(iter(self._state.streams.values())).stream.census.value.device
+
+    @property
     def measured_on(self) -> str:
         """The model's class, name and number of parameters."""
         return self._state.model
@@ -136,17 +142,19 @@ class Geometry:
 
         Those of a stream are under ``geometry.model[stream][statistic]``.
         """
-        results: dict[str, Any] = {
-            name: Result(**self._state.statistics[name].compute(accumulators))
-            for name, accumulators in self._state.whole.items()
-        }
-        for name, stream in self._state.streams.items():
-            found = {
-                s: Result(**self._state.statistics[s].compute({**stream.shared, **accumulators}))
-                for s, accumulators in stream.statistics.items()
+        statistics = self._state.statistics
+        with made_on(self._device):
+            results: dict[str, Any] = {
+                name: Result(**statistics[name].compute(accumulators))
+                for name, accumulators in self._state.whole.items()
             }
-            if found:
-                results[name] = Result(**found)
+            for name, stream in self._state.streams.items():
+                found = {
+                    s: Result(**statistics[s].compute({**stream.shared, **accumulators}))
+                    for s, accumulators in stream.statistics.items()
+                }
+                if found:
+                    results[name] = Result(**found)
         return Result(**results)
 
     def _compute(self, site: SiteState) -> Result:
@@ -154,7 +162,7 @@ class Geometry:
         given = {"site": site.site, "shift": site.shift["value"]}
         found: dict[str, Any] = {}
         for name, accumulators in site.statistics.items():
-            with torch.no_grad():
+            with torch.no_grad(), made_on(self._device):
                 found[name] = Result(
                     **self._state.statistics[name].compute({**shared, **accumulators, **given})
                 )
@@ -268,6 +276,7 @@ def why_none(state: State) -> str:
     )
 
 
+@made_on(CPU)
 def load(
     path: str | os.PathLike[str],
     *,
@@ -303,6 +312,7 @@ def of_file(state: State, notes: Mapping[str, Any], where: str) -> Geometry:
     return Geometry(state, notes, strict=False)
 
 
+@made_on(CPU)
 def merge(geometries: Sequence[Geometry], *, unite: bool = False) -> Geometry:
     """The geometry of all shards together, as if one stream had seen their tokens.
 
