@@ -13,6 +13,7 @@ from geomhooks.errors import SiteError, TokensError
 
 __all__ = [
     "REPLICATED",
+    "is_put_away",
     "is_spread",
     "local_tensor",
     "refuse_piece_of_rows",
@@ -33,6 +34,13 @@ def is_spread(tensor: Tensor) -> bool:
     sizes: tuple[int, ...] = tuple(mesh.shape)
     placements = tensor.placements  # type: ignore[attr-defined]
     return any(n > 1 and not p.is_replicate() for n, p in zip(sizes, placements, strict=True))
+
+
+def is_put_away(tensor: Tensor) -> bool:
+    """Its memory was given back until its layer runs, as FullyShardedDataParallel does."""
+    if tensor.device.type == "meta" or not tensor.numel():
+        return False
+    return tensor.untyped_storage().nbytes() == 0
 
 
 def local_tensor(tensor: Tensor, what: str, remedy: str) -> Tensor:

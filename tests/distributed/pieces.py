@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -17,7 +19,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import geomhooks as gh
-from geomhooks.errors import SiteError, TokensError
+from geomhooks.errors import AnatomyError, SiteError, TokensError
 from tests.distributed.states import everywhere, fingerprint, rank, same_error, size
 from tests.distributed.wrappers import LENGTH, TEXTS, WIDTH, WORDS, texts
 from tests.reference import Observations, pos_ctx
@@ -145,4 +147,23 @@ def pieces_of_features() -> None:
     assert int(watch.geometry()["blocks.0"].sphere.norm.count) == TEXTS * LENGTH
 
 
-CHECKS = [pieces_of_rows, rows_that_a_model_pools, pieces_of_features]
+def weights_that_are_put_away() -> None:
+    """What reads the model's own weights refuses those of a FullyShardedDataParallel."""
+    for own_parameters in (True, False):
+        options: dict[str, Any] = {"device_id": torch.device("cpu")}
+        policy = ModuleWrapPolicy({nn.TransformerEncoderLayer})
+        layer = nn.TransformerEncoderLayer(WIDTH, 2, 2 * WIDTH, batch_first=True)
+        model = FullyShardedDataParallel(
+            nn.TransformerEncoder(layer, 2),
+            auto_wrap_policy=policy,
+            use_orig_params=own_parameters,
+            **options,
+        )
+        message = same_error(
+            lambda model=model: gh.watch(model, statistics=[gh.Updates()]), AnatomyError
+        )
+        assert "on this rank" in message
+        assert "gather a sharded model" in message
+
+
+CHECKS = [pieces_of_rows, rows_that_a_model_pools, pieces_of_features, weights_that_are_put_away]

@@ -22,7 +22,7 @@ from geomhooks.errors import AnatomyError
 from geomhooks.forwards.frames import unwrap_transforms
 from geomhooks.functional.attention.query_key import Rotary
 from geomhooks.norms import NormModule, inspect_norm
-from geomhooks.sharded import is_spread
+from geomhooks.sharded import is_put_away, is_spread
 
 __all__ = ["Around", "Block", "linear"]
 
@@ -45,12 +45,14 @@ def linear(module: nn.Module, name: str = "") -> Linear:
             f"{name or 'the module'} is a {kind} whose weight cannot be read as a matrix of "
             "floating numbers; merge adapters and undo quantisation first"
         )
-    if weight.ndim != 2 or is_spread(weight):
+    spread = weight.ndim != 2 or is_spread(weight)
+    if not spread:
+        weight = unwrap_transforms(weight, name).detach()
+    if spread or is_put_away(weight):
         raise AnatomyError(
             f"the weight of {name or kind} is no whole matrix on this rank (its shape is "
             f"{tuple(weight.shape)}); gather a sharded model first"
         )
-    weight = unwrap_transforms(weight, name).detach()
     if bias is not None:
         bias = unwrap_transforms(bias, name).detach()
     return Linear(weight if kind == "Conv1D" else weight.T, bias, module)

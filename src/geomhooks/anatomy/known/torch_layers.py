@@ -13,7 +13,7 @@ from geomhooks.anatomy.parts import MLP, Attention, BlockParts, Linear, Sublayer
 from geomhooks.errors import AnatomyError
 from geomhooks.forwards.frames import unwrap_transforms
 from geomhooks.norms import NormModule
-from geomhooks.sharded import is_spread
+from geomhooks.sharded import is_put_away, is_spread
 
 __all__ = ["FAMILIES", "torch_family"]
 
@@ -113,7 +113,8 @@ def multihead(block: Block, path: str, norm: str | None, **further: Any) -> Atte
             f"{name} is a {type(module).__name__} whose query, key and value are not those of a "
             "torch.nn.MultiheadAttention with one in_proj_weight and no further keys"
         )
-    if not fused.is_floating_point() or is_spread(fused):
+    whole = fused.is_floating_point() and fused.ndim == 2 and not is_spread(fused)
+    if not whole or is_put_away(unwrap_transforms(fused, name)):
         raise AnatomyError(
             f"{name}.in_proj_weight is no whole matrix of floating numbers on this rank; gather a "
             "sharded model and undo quantisation first"
