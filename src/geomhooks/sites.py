@@ -125,9 +125,9 @@ def _wraps_directly(outer: str, inner: str) -> bool:
 def find_stacks(model: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
     """The stacks of repeated blocks, outermost first, by the name of the container.
 
-    A stack is a ``ModuleList`` or ``Sequential`` that lies in no other stack. Those whose blocks
-    hold attention are taken if there are any, so that a convolutional front end is not one; else
-    those with the most parameters.
+    A stack is a ``ModuleList``, ``Sequential``, or a ``ModuleDict`` by number, that lies in no
+    other. Those whose blocks hold attention are taken if there are any, so that a convolutional
+    front end is not one; else those with the most parameters.
 
     Example:
         >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, batch_first=True), 3)
@@ -137,7 +137,7 @@ def find_stacks(model: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
     modules = named_modules(model)
     stacks: dict[str, list[tuple[str, nn.Module]]] = {}
     for name, module in modules.items():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) and not is_numbered(module):
             continue
         if any(_inside(name, other) for other in stacks):
             continue
@@ -156,6 +156,11 @@ def find_stacks(model: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
     sizes = {n: sum(p.numel() for _, m in b for p in m.parameters()) for n, b in stacks.items()}
     largest = max(sizes.values(), default=0)
     return {n: b for n, b in stacks.items() if sizes[n] == largest}
+
+
+def is_numbered(module: nn.Module) -> bool:
+    """A dictionary of blocks by number, as stages of a pipeline keep their part of a list."""
+    return isinstance(module, nn.ModuleDict) and all(name.isdigit() for name in module)
 
 
 def _repeated(blocks: list[tuple[str, nn.Module]], plain: bool) -> list[tuple[str, nn.Module]]:

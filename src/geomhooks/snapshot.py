@@ -28,7 +28,7 @@ from geomhooks.packing import pack_state
 from geomhooks.results import Lazy, Result
 from geomhooks.state import SiteState, State
 from geomhooks.statistics.base import Statistic
-from geomhooks.uniting import Part
+from geomhooks.uniting import Part, stages_of
 from geomhooks.uniting import unite as find_union
 
 if TYPE_CHECKING:
@@ -159,7 +159,10 @@ class Geometry:
 
     def _compute(self, site: SiteState) -> Result:
         shared = self._state.streams[site.stream].shared
-        given = {"site": site.site, "shift": site.shift["value"]}
+        # Of blocks that ran in stages, each on a rank of its own, none has the whole stack.
+        stages = stages_of([s.site for s in self._state.sites.values()])
+        in_stages = stages[site.site.stack] > 1
+        given = {"site": site.site, "shift": site.shift["value"], "in_stages": in_stages}
         found: dict[str, Any] = {}
         for name, accumulators in site.statistics.items():
             with torch.no_grad(), made_on(self._device):

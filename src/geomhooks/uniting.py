@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,9 +18,9 @@ from typing import Any
 from geomhooks.errors import SchemaError
 from geomhooks.state import State, refuse_merge
 from geomhooks.statistics import REGISTRY
-from geomhooks.statistics.base import Statistic
+from geomhooks.statistics.base import Site, Statistic
 
-__all__ = ["Part", "Union", "forward_order", "unite"]
+__all__ = ["Part", "Union", "forward_order", "stages_of", "unite"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ def unite(parts: Sequence[Part], word: str) -> Union:
     compare.selections()
     compare.sites()
     allocated = dict.fromkeys(site for d in descriptions for site in d["sites"])
+    known = compare.known_statistics()
+    refuse_stages(descriptions, known)
     order = [*run, *(site for site in allocated if site not in run)]
     chosen = dict.fromkeys(site for d in descriptions for site in d["selection"]["sites"])
     same = all(d["selection"]["sites"] == list(chosen) for d in descriptions)
@@ -153,7 +156,7 @@ def unite(parts: Sequence[Part], word: str) -> Union:
     return Union(
         " + ".join(dict.fromkeys(d["model"] for d in descriptions)),
         descriptions[0]["selection"] | {"sites": sites},
-        compare.known_statistics(),
+        known,
         order,
         frozenset(run),
         [site for site in sites if site not in run],
@@ -170,6 +173,35 @@ def described(part: Part, run: frozenset[str]) -> dict[str, Any]:
     sites = part.description["sites"]
     known = {name: said for name, said in sites.items() if name in part.order or name not in run}
     return part.description | {"sites": known}
+
+
+def stages_of(sites: Iterable[Site]) -> Counter[str]:
+    """How many stages each stack of blocks has run in, by its name; 1 where one process had it all.
+
+    A stage begins with a block that is the first of the stack that its rank has.
+    """
+    begins = {(s.stack, s.name.removesuffix("@in")) for s in sites if s.first}
+    return Counter(stack for stack, _ in begins)
+
+
+def refuse_stages(
+    descriptions: Sequence[Mapping[str, Any]], known: Mapping[str, Statistic]
+) -> None:
+    """Raise where a statistic follows states through a whole stack, of which parts have stages.
+
+    Raises:
+        SchemaError: naming it.
+    """
+    entries = [entry for d in descriptions for entry in d["sites"].values()]
+    stages = stages_of(Site(**entry["site"]) for entry in entries)
+    for entry in entries:
+        for name in entry["statistics"]:
+            if known[name].follows_blocks and stages[entry["site"]["stack"]] > 1:
+                raise SchemaError(
+                    f"{name} follows states from the first block of {entry['site']['stack']!r} to "
+                    "the last, and each rank has a stage of them: take its numbers of the model as "
+                    "a whole, on one rank, and other statistics of the stages"
+                )
 
 
 def name_streams(descriptions: Sequence[Mapping[str, Any]], order: Sequence[str]) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import (
     PipelineStage,
@@ -15,8 +16,9 @@ from torch.distributed.pipelining import (
 )
 
 import geomhooks as gh
-from tests.distributed.states import rank, size
-from tests.distributed.wrappers import LENGTH, TEXTS, Reader, texts
+from geomhooks.errors import SchemaError
+from tests.distributed.states import rank, same_error, size
+from tests.distributed.wrappers import LENGTH, TEXTS, WIDTH, Reader, texts
 from tests.reference import Observations, pos_ctx, sphere
 
 PIECES = 4  # of a batch
@@ -70,11 +72,24 @@ def check_densely(geometry: gh.Geometry, site: str, seen: Observations) -> None:
     np.testing.assert_allclose(geometry[site].sphere.norm.mean, norm, rtol=1e-6)
 
 
+class Follows(gh.Sphere):
+    """A statistic that needs the whole stack."""
+
+    follows_blocks: ClassVar[bool] = True
+
+
+def over_depth(geometry: gh.Geometry) -> dict[str, float]:
+    """What Sphere tells of the way through the whole stack."""
+    names = ("path_length", "chord", "tortuosity")
+    return {k: v for k, v in geometry.scalars().items() if any(name in k for name in names)}
+
+
 def run(schedule: Any, *, first: bool, last: bool) -> None:
     """All texts, half of them in a step; only ends of the pipeline are given something."""
     for half in texts().chunk(2):
         given = (half,) if first else ()
         schedule.step(*given, **({"target": torch.zeros(len(half))} if last else {}))
+    dist.barrier()  # so that all that was sent has been received
 
 
 def loss(out: Tensor, target: Tensor) -> Tensor:
@@ -88,13 +103,26 @@ def pieces_of_batches() -> None:
         mine = [2 * rank(), 2 * rank() + 1]
         stage = Stage(reader(), mine)
         piped = PipelineStage(stage, rank(), size(), torch.device("cpu"))
-        with gh.watch(stage, sites="blocks.*", positions=LENGTH) as watch:
+        with gh.watch(stage, sites="blocks", positions=LENGTH) as watch:
             run(kind(piped, PIECES, loss_fn=loss), first=rank() == 0, last=rank() == size() - 1)
         assert watch.geometry().tokens[""]["forwards"] == 2 * PIECES
         geometry = watch.geometry(sync=True)
-        assert geometry.sites == list(seen)
+        ends = [f"blocks.{2 * first}@in" for first in range(size())]
+        assert [name for name in geometry.sites if name not in ends] == list(seen)
+        assert set(ends) <= set(geometry.sites)
+        assert over_depth(watch.geometry())
+        assert not over_depth(geometry), "each rank has the way through its own stage alone"
         for site, observations in seen.items():
             check_densely(geometry, site, observations)
+
+
+def what_needs_the_whole_stack() -> None:
+    stage = Stage(reader(), [2 * rank(), 2 * rank() + 1])
+    stage.words = stage.places = None
+    with torch.no_grad(), gh.watch(stage, statistics=[Follows()], positions=LENGTH) as watch:
+        stage(torch.randn(2, LENGTH, WIDTH))
+    message = same_error(lambda: watch.geometry(sync=True), SchemaError)
+    assert message.startswith("follows follows states from the first block of 'blocks' to the last")
 
 
 def several_stages_of_a_rank() -> None:
@@ -119,4 +147,4 @@ def several_stages_of_a_rank() -> None:
         check_densely(geometry, site, seen[site])
 
 
-CHECKS = [pieces_of_batches, several_stages_of_a_rank]
+CHECKS = [pieces_of_batches, what_needs_the_whole_stack, several_stages_of_a_rank]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ def windows_in_which_no_step_counts_need_no_meeting() -> None:
 
 def ranks_that_read_the_same_text_count_once() -> None:
     """Two replicas of two tensor parallel ranks each, under the names of both libraries."""
-    for names in (("dp_replicate", "tp"), ("dp_shard", "cp"), ("data_parallel", "tensor_parallel")):
+    for names in (("dp_replicate", "tp"), ("cp", "tp"), ("data_parallel", "tensor_parallel")):
         monitor = new_monitor()
         monitor.ranks = Ranks.of_mesh(init_device_mesh("cpu", (2, 2), mesh_dim_names=names))
         assert monitor.ranks.several
@@ -141,6 +142,44 @@ def ranks_that_read_the_same_text_count_once() -> None:
     for mesh in (three, init_device_mesh("cpu", (4,)), None):
         assert Ranks.of_mesh(mesh).several
         assert Ranks.of_mesh(mesh).group is None
+
+
+def pieces_of_texts_all_count() -> None:
+    """Under context parallelism, whose ranks are told the positions of their pieces."""
+    monitor = new_monitor()
+    monitor.ranks = Ranks.of_mesh(
+        init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_shard", "cp"))
+    )
+    assert monitor.ranks.group is None
+    model = model_of(monitor)
+    monitor.begin_step(0)
+    columns = torch.arange(6).chunk(2)[rank() % 2]
+    with torch.no_grad():
+        model(texts(rank() // 2)[:, columns], position_ids=columns[None])
+    found = monitor.take_train(1)
+    expected_norm = expected_apart(model, [0, 1])["blocks.1/sphere/norm/mean"]
+    assert found["blocks.1/sphere/norm/mean"] == pytest.approx(expected_norm, rel=1e-6)
+    assert found["blocks.1/sphere/norm/count"] == 2 * 3 * 6
+    monitor.stop()
+    names = ("dp_shard", "cp", "tp")
+    mesh = init_device_mesh("cpu", (2, 2, 1), mesh_dim_names=names)
+    assert Ranks.of_mesh(mesh).group is None
+    sizes = dict.fromkeys(names, 2)
+    with pytest.raises(gh.errors.WatchError, match="no process group over dp_shard and cp"):
+        Ranks.of_mesh(Mesh(sizes))
+    assert Ranks.of_mesh(Mesh(sizes | {"dp_cp": 4})).group == "dp_cp"
+
+
+class Mesh:
+    """A mesh of more processes than these: names of its dimensions, and their sizes."""
+
+    def __init__(self, sizes: dict[str, int]) -> None:
+        self.sizes = sizes
+        self.mesh_dim_names = tuple(name for name in sizes if name != "dp_cp")
+
+    def __getitem__(self, name: str) -> Any:
+        size = self.sizes[name]
+        return SimpleNamespace(size=lambda: size, get_group=lambda: name)
 
 
 def a_rank_that_does_not_come_is_an_error() -> None:
@@ -181,6 +220,7 @@ CHECKS = [
     ranks_that_have_seen_nothing,
     windows_in_which_no_step_counts_need_no_meeting,
     ranks_that_read_the_same_text_count_once,
+    pieces_of_texts_all_count,
     a_rank_that_does_not_come_is_an_error,
     what_fails_on_one_rank_fails_on_all,
 ]

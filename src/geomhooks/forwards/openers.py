@@ -80,7 +80,7 @@ def find_openers(
         outer = [name for name in enclosing(site) if name in modules]
         naming = [index for index, name in enumerate(outer) if names_opening(modules[name])]
         for name in outer[min(naming, default=0) :]:
-            if not isinstance(modules[name], nn.ModuleList):
+            if not isinstance(modules[name], (nn.ModuleList, nn.ModuleDict)):
                 chosen[name] = None
     openers = [
         Opener(

@@ -22,8 +22,8 @@ from geomhooks.errors import WatchError
 __all__ = ["Ranks"]
 
 SECONDS = 600.0  # that ranks wait for each other
-SAME_TEXT = ("tp", "cp", "sp", "tensor_parallel")
-OTHER_TEXT = ("dp_replicate", "dp_shard", "data_parallel")
+SAME_TEXT = ("tp", "tensor_parallel")
+OTHER_TEXT = ("dp_replicate", "dp_shard", "data_parallel", "cp", "sp")
 _meetings = itertools.count()  # all ranks are at the same places in the same order
 
 
@@ -41,13 +41,17 @@ class Ranks:
 
     @classmethod
     def of_mesh(cls, mesh: Any) -> Ranks:
-        """Of a mesh's processes those that read other texts than this one.
+        """Of a mesh's processes those that read other tokens than this one.
 
-        Those along tensor, context and sequence parallel dimensions read the same texts, and only
-        one of them may count.
+        Those along a tensor parallel dimension read the same texts, and only one of them may count.
+        Those along a context or sequence parallel one each have a piece of every text, and count it
+        as a context of its own.
 
         Args:
             mesh: a ``DeviceMesh`` as Accelerate or Lightning makes it, or anything else for none.
+
+        Raises:
+            WatchError: there is no process group of just these.
         """
         names = getattr(mesh, "mesh_dim_names", None) or ()
         sizes = {name: mesh[name].size() for name in names}
@@ -56,8 +60,16 @@ class Ranks:
         apart = [name for name in OTHER_TEXT if sizes.get(name, 1) > 1]
         if not apart:
             return cls(alone=True)
-        # Accelerate joins its two dimensions under this name.
-        return cls(mesh[apart[0] if len(apart) == 1 else "dp"].get_group())
+        # Under these names Accelerate joins several dimensions.
+        joined = apart[0] if len(apart) == 1 else "dp_cp" if "cp" in apart else "dp"
+        try:
+            return cls(mesh[joined].get_group())
+        except (KeyError, RuntimeError) as error:
+            raise WatchError(
+                f"there is no process group over {' and '.join(apart)} of the mesh "
+                f"{tuple(names)}, whose other dimensions have the same tokens; watch the model by "
+                "hand, and give such a group: watch.geometry(sync=True, group=...)"
+            ) from error
 
     @property
     def several(self) -> bool:

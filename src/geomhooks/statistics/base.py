@@ -195,6 +195,7 @@ class Statistic(ABC):
     optional_taps: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     scope: ClassVar[str] = "site"
+    follows_blocks: ClassVar[bool] = False  # it carries states through a whole stack of blocks
     laws: frozenset[str] = LAWS
     name: ClassVar[str] = ""
     uses: tuple[str, ...] = ()

@@ -115,6 +115,7 @@ class Components(Statistic):
     """
 
     optional_taps: ClassVar[tuple[str, ...]] = ("in",)
+    follows_blocks: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -159,6 +159,7 @@ class Leaders(SomeForwards):
     """
 
     optional_taps: ClassVar[tuple[str, ...]] = ("in",)
+    follows_blocks: ClassVar[bool] = True
     uses: tuple[str, ...] = ("query_key", "stack")
 
     def __init__(

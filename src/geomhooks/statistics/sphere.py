@@ -37,6 +37,8 @@ from geomhooks.statistics.sphere_notes import (
 
 __all__ = ["Sphere"]
 
+OVER_DEPTH = ("path_length", "chord", "tortuosity")
+
 
 class Sphere(Statistic):
     r"""How far out hidden states lie, where they point, and how far a block moves them.
@@ -59,9 +61,9 @@ class Sphere(Statistic):
     - where a block has an input: ``step_angle`` in radians between its centred input and output;
       ``radial`` and ``tangential``, the parts of its centred update along and across its centred
       input.
-    - where a whole stack of blocks is watched: ``path_length``, the step angles added up from the
-      first block to this one; at the last block ``chord``, the angle between the first block's
-      input and the last block's output, and ``tortuosity``, path length over chord.
+    - where a whole stack of blocks is watched, by one process: ``path_length``, the step angles
+      added up from the first block to this one; at the last block ``chord``, the angle between the
+      first block's input and the last block's output, and ``tortuosity``, path length over chord.
     - at norm modules: ``sphere_gap``, how far the output before its gain and bias,
       :math:`\hat x_i = (y_i - \beta_i) / \gamma_i`, is from the sphere,
       :math:`| |\hat x| / \sqrt d - \sqrt{s^2 / (s^2 + \epsilon)} |`, and for LayerNorm
@@ -195,6 +197,8 @@ class Sphere(Statistic):
         """Results over positions from ``first`` on."""
         site: Site = state["site"]
         out: dict[str, Any] = dict(by_position(state["moments"], features(site), first))
+        if state.get("in_stages"):  # they are of a stage
+            out = {name: value for name, value in out.items() if name not in OVER_DEPTH}
         radius, factor = dict(out["radius"]), site.width**-0.5
         at_position = Result(**scaled(radius.pop("at_position"), factor))
         out["radius_ratio"] = Result(**scaled(radius, factor), at_position=at_position)
