@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Geometry", "load", "merge"]
 
 REAL = CENSUS.index("real")
-NOTHING = torch.zeros(len(CENSUS), dtype=torch.int64)
+NOTHING = torch.zeros(len(CENSUS), dtype=torch.int64, device="cpu")
 
 
 class Geometry:
