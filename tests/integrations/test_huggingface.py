@@ -180,6 +180,115 @@ def test_predictions_do_not_count(tmp_path: Path) -> None:
     assert logged(trainer, f"eval_{COUNT}") == {6: 8 * LENGTH}
 
 
+class Writes(TrainerCallback):
+    """Lets the model write samples after each step, as many do."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        ids = torch.ones(2, 3, dtype=torch.long)
+        for mode in (False, True):
+            model.train(mode)
+            model.generate(
+                ids, attention_mask=ids, max_new_tokens=4, do_sample=False, pad_token_id=0
+            )
+
+
+def test_samples_between_steps_do_not_count(tmp_path: Path) -> None:
+    trainer = Trainer(
+        model=language_model(),
+        args=arguments(tmp_path, eval_strategy="steps", eval_steps=3),
+        train_dataset=examples(40),
+        eval_dataset=examples(8, seed=9),
+        callbacks=[Writes(), callback := everything(), Writes()],
+    )
+    trainer.train()
+    assert logged(trainer, COUNT) == dict.fromkeys((2, 4, 6), 2 * OF_A_STEP)
+    assert logged(trainer, f"eval_{COUNT}") == dict.fromkeys((3, 6), 8 * LENGTH)
+    assert callback.monitor.evaluation is None
+
+
+def test_a_part_that_is_frozen_in_evaluation_mode_trains(tmp_path: Path) -> None:
+    """Its own mode is that of evaluation all the time."""
+    model = language_model()
+    train = model.transformer.train
+    model.transformer.train = lambda mode=True: train(False)
+    trainer = new_trainer(tmp_path, everything(), model, eval_strategy="steps", eval_steps=3)
+    trainer.train()
+    assert not model.transformer.training
+    assert logged(trainer, COUNT) == dict.fromkeys((2, 4, 6), 2 * OF_A_STEP)
+    assert logged(trainer, f"eval_{COUNT}") == dict.fromkeys((3, 6), 8 * LENGTH)
+
+
+def test_evaluations_that_no_strategy_tells_of(tmp_path: Path) -> None:
+    """Called by themselves before and after training, and asked for by another callback."""
+
+    class Asks(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_evaluate = state.global_step == 3
+
+    path = tmp_path / "history.safetensors"
+    trainer = new_trainer(tmp_path, everything(history=path), more=[Asks()])
+    trainer.evaluate()
+    assert logged(trainer, f"eval_{COUNT}") == {0: 8 * LENGTH}
+    assert hooks(trainer.model) == 0
+    trainer.train()
+    assert logged(trainer, f"eval_{COUNT}") == {3: 8 * LENGTH}
+    assert logged(trainer, COUNT) == dict.fromkeys((2, 4, 6), 2 * OF_A_STEP)
+    trainer.evaluate({"few": examples(4), "many": examples(16)})
+    assert logged(trainer, f"eval_few_{COUNT}") == {6: 4 * LENGTH}
+    assert logged(trainer, f"eval_many_{COUNT}") == {6: 16 * LENGTH}
+    assert hooks(trainer.model) == 0
+    assert {path.name for path in tmp_path.glob("history*")} == {
+        "history.safetensors", "history.eval.safetensors"
+    }  # fmt: skip
+    assert gh.History.load(tmp_path / "history.eval.safetensors").steps == [3]
+
+
+def test_a_metric_may_be_called_a_runtime(tmp_path: Path) -> None:
+    trainer = new_trainer(tmp_path, everything(), eval_strategy="steps", eval_steps=6)
+    trainer.compute_metrics = lambda _: {"model_runtime": 1.0}
+    trainer.train()
+    assert logged(trainer, f"eval_{COUNT}") == {6: 8 * LENGTH}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_steps": 5}, {2: 2, 4: 2, 5: 1}),
+        ({"logging_steps": 500}, {6: 6}),
+        ({"logging_strategy": "no"}, {6: 6}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("window", [True, False])
+def test_what_is_left_is_logged_at_the_end(
+    tmp_path: Path, options: dict[str, Any], expected: dict[int, int], window: bool
+) -> None:
+    path = tmp_path / "history.safetensors"
+    trainer = new_trainer(tmp_path, everything(history=path, window=window), **options)
+    trainer.train()
+    steps = {step: number if window else step for step, number in expected.items()}
+    assert logged(trainer, COUNT) == {step: n * OF_A_STEP for step, n in steps.items()}
+    assert gh.History.load(path).steps == list(expected)
+
+
+def test_an_end_of_which_nothing_was_seen_is_told_of(tmp_path: Path) -> None:
+    """What trains is not the model that was given, and is seen only when training is over."""
+    other = language_model()
+
+    class Elsewhere(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, **_: Any) -> Any:
+            return other(**inputs).loss + 0 * sum(p.sum() for p in model.parameters())
+
+    trainer = Elsewhere(
+        model=language_model(),
+        args=arguments(tmp_path, logging_steps=500),
+        train_dataset=examples(40),
+        callbacks=[everything()],
+    )
+    with pytest.warns(UserWarning, match="of the last steps there is no geometry: no token"):
+        assert trainer.train().global_step == 6
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -365,6 +474,22 @@ def test_resumed_like_uninterrupted(tmp_path: Path, options: dict[str, Any]) -> 
             )  # fmt: skip
     for name in (SHARE, COUNT, f"eval_{SHARE}"):
         assert logged(resumed, name) == pytest.approx(logged(whole, name), rel=1e-6)
+
+
+def test_each_of_two_callbacks_resumes_from_its_own_state(tmp_path: Path) -> None:
+    """The checkpoint is in the middle of the window of both."""
+
+    def callbacks() -> tuple[GeometryCallback, GeometryCallback]:
+        return everything(every=2), everything(sites="mlp")
+
+    settings = {**RESUMABLE, "logging_steps": 4}
+    first, second = callbacks()
+    new_trainer(tmp_path, first, more=[second], **{**settings, "max_steps": 3}).train()
+    first, second = callbacks()
+    resumed = new_trainer(tmp_path, first, more=[second], **{**settings, "max_steps": 4})
+    resumed.train(resume_from_checkpoint=True)
+    assert logged(resumed, COUNT) == {4: 2 * OF_A_STEP}
+    assert logged(resumed, COUNT.replace("h.1/", "h.1.mlp/")) == {4: 4 * OF_A_STEP}
 
 
 def test_resumed_from_another_folder(tmp_path: Path) -> None:
