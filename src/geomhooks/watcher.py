@@ -255,8 +255,12 @@ class Watch(Routing):
 
     def reset(self) -> None:
         """Forget everything and begin a new window, a shard of its own."""
+        self._begin_shard(new_shard())
+
+    def _begin_shard(self, shard: str) -> None:
+        """As :meth:`reset`, with an id that no other window has; it decides which contexts stay."""
         self._has_fired |= self._fired()
-        self._plan.reset(new_shard())
+        self._plan.reset(shard)
         self._bypassed = False
         self._forwards_at_entry = self._forwards()
 

@@ -102,7 +102,7 @@ def ranks_that_have_seen_nothing() -> None:
     monitor = new_monitor()
     model = model_of(monitor, step=7)
     assert monitor.take_train(7) == {}, "no rank has counted, and none raises"
-    monitor.begin_evaluation(model)
+    monitor.begin_evaluation(model, 7)
     model.eval()
     if rank() in (1, 2):
         run(model, rank())

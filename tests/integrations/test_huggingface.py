@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -474,6 +476,31 @@ def test_resumed_like_uninterrupted(tmp_path: Path, options: dict[str, Any]) -> 
             )  # fmt: skip
     for name in (SHARE, COUNT, f"eval_{SHARE}"):
         assert logged(resumed, name) == pytest.approx(logged(whole, name), rel=1e-6)
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_resumed_with_the_same_sample_of_contexts(tmp_path: Path, step: int) -> None:
+    """A window has more contexts than are kept; another run would keep others."""
+    settings = {**RESUMABLE, "eval_strategy": "steps", "eval_steps": 4}
+    statistics = [gh.PosCtx(contexts=3)]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    new_trainer(whole, resumable(whole, statistics=statistics), **settings).train()
+    shutil.copytree(whole, part)
+    resumed = new_trainer(part, resumable(part, statistics=statistics), **settings)
+    resumed.train(resume_from_checkpoint=str(part / "run" / f"checkpoint-{step}"))
+    for series, count in (("history", 4), ("history.eval", 2)):
+        expected = gh.History.load(whole / f"{series}.safetensors")
+        found = gh.History.load(part / f"{series}.safetensors")
+        assert len(expected) == count
+        ids = [kept_contexts(history) for history in (expected, found)]
+        assert ids[0] == ids[1]
+        assert len({*itertools.chain(*ids[0])}) == 3 * count, "windows do not share contexts"
+        incoherence = "transformer.h.1/pos_ctx/incoherence/mean"
+        torch.testing.assert_close(found.curve(incoherence), expected.curve(incoherence))
+
+
+def kept_contexts(history: gh.History) -> list[list[int]]:
+    return [history[step]["transformer.h.1"].pos_ctx.context_id.tolist() for step in history]
 
 
 def test_each_of_two_callbacks_resumes_from_its_own_state(tmp_path: Path) -> None:

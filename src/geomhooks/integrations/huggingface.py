@@ -308,7 +308,7 @@ def evaluating(evaluate: Any, trainer: Trainer, callback: GeometryCallback) -> A
             return evaluate(*args, **kwargs)
         callback._trainer = trainer
         callback.monitor.ranks = ranks_of(trainer)
-        with callback.monitor.evaluating(trainer.model):
+        with callback.monitor.evaluating(trainer.model, trainer.state.global_step):
             return evaluate(*args, **kwargs)
 
     return count_and_evaluate

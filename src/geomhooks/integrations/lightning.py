@@ -168,7 +168,7 @@ class GeometryCallback(Callback):
         """What runs from now on is validation."""
         if not trainer.sanity_checking:
             self.monitor.ranks = ranks_of(trainer)
-            self.monitor.begin_evaluation(pl_module)
+            self.monitor.begin_evaluation(pl_module, trainer.global_step)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log what validation has shown."""

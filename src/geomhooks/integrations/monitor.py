@@ -14,6 +14,7 @@ import difflib
 import inspect
 import os
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,6 +112,7 @@ class Monitor:
         self._a_step_counted = False
         self._went_on = False
         self._taken = -1  # the step of the last window
+        self._evaluated = (-1, 0)  # the last step at which there were evaluations, and how many
         self._trains = False
         self._state: Mapping[str, Any] | None = None
         self.keeps_history = True
@@ -171,9 +173,9 @@ class Monitor:
             self.train.pause()
 
     @contextmanager
-    def evaluating(self, model: nn.Module) -> Iterator[None]:
+    def evaluating(self, model: nn.Module, step: int) -> Iterator[None]:
         """What runs is evaluation; outside of training the hooks come off at the end."""
-        self.begin_evaluation(model)
+        self.begin_evaluation(model, step)
         try:
             yield
         finally:
@@ -183,12 +185,18 @@ class Monitor:
                     self.evaluation.detach()
                     self.evaluation = None
 
-    def begin_evaluation(self, model: nn.Module) -> None:
+    def begin_evaluation(self, model: nn.Module, step: int) -> None:
         """What runs from now on is evaluation, until its numbers are taken."""
         self.end_step()
         self.start_evaluation(model)
         if self.evaluation is not None:
-            self.evaluation.reset()  # of one that was broken off
+            before, number = self._evaluated
+            self._evaluated = step, number + 1 if step == before else 1
+            if self.train is not None:
+                name = f"evaluation {self._evaluated}"
+                self.evaluation._begin_shard(shard_after(self.train, name))
+            else:
+                self.evaluation.reset()  # of one that was broken off
             self.evaluation.resume()
 
     def take_train(self, step: int) -> dict[str, float]:
@@ -203,7 +211,7 @@ class Monitor:
             return {}
         self._taken = step
         if self._window:
-            self.train.reset()
+            self.train._begin_shard(shard_after(self.train, "the next window"))
             self._a_step_counted = self._went_on = False
         return self._take(step, geometry, TRAIN)
 
@@ -310,6 +318,15 @@ class Monitor:
                 history.save(self._path_of(series))
                 self._written.add(self._path_of(series))
         self._saved_at = time.monotonic()
+
+
+def shard_after(watched: Watch, name: str) -> str:
+    """An id that follows from that of a watch's window, which is in the checkpoints.
+
+    The id decides which contexts are kept of more than there is room for, and a run that goes on
+    from a checkpoint is to keep the same ones.
+    """
+    return uuid.uuid5(uuid.UUID(watched._plan.state.shards[0]), name).hex
 
 
 def lacks_results(geometry: Geometry) -> bool:
