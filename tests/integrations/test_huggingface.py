@@ -245,6 +245,26 @@ def test_evaluations_that_no_strategy_tells_of(tmp_path: Path) -> None:
     assert gh.History.load(tmp_path / "history.eval.safetensors").steps == [3]
 
 
+def test_an_evaluation_of_which_nothing_is_seen(tmp_path: Path) -> None:
+    """It runs elsewhere, and training goes on."""
+
+    class Elsewhere(Trainer):
+        def prediction_step(self, *_: Any, **__: Any) -> Any:
+            return torch.tensor(1.0), None, None
+
+    trainer = Elsewhere(
+        model=language_model(),
+        args=arguments(tmp_path, eval_strategy="steps", eval_steps=3),
+        train_dataset=examples(40),
+        eval_dataset=examples(8),
+        callbacks=[everything()],
+    )
+    with pytest.warns(UserWarning, match="of this evaluation there is no geometry: no token"):
+        trainer.train()
+    assert list(logged(trainer, COUNT)) == [2, 4, 6]
+    assert list(logged(trainer, "eval_loss")) == [3, 6]
+
+
 def test_a_metric_may_be_called_a_runtime(tmp_path: Path) -> None:
     trainer = new_trainer(tmp_path, everything(), eval_strategy="steps", eval_steps=6)
     trainer.compute_metrics = lambda _: {"model_runtime": 1.0}

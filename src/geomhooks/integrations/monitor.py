@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import nn
 
-from geomhooks.errors import GeomhooksError, HistoryError, WatchError
+from geomhooks.errors import GeomhooksError, HistoryError, NothingCountedError, WatchError
 from geomhooks.forwards.schedule import Schedule, When
 from geomhooks.history import History, Snapshots, select_scalars
 from geomhooks.integrations.ranks import Ranks
@@ -205,7 +205,7 @@ class Monitor:
             return {}  # the same on all ranks, or some would wait for the others
         try:
             geometry = self._geometry(self.train, f"step {step} of training")
-        except WatchError:
+        except NothingCountedError:
             if self._a_step_counted:
                 raise
             return {}
@@ -227,9 +227,13 @@ class Monitor:
         """What to log of the evaluation that has ended; the next one begins anew."""
         if self.evaluation is None:
             return {}
-        geometry = self._geometry(self.evaluation, f"the end of {series} at step {step}")
-        self.evaluation.reset()
         self.evaluation.pause()
+        try:
+            geometry = self._geometry(self.evaluation, f"the end of {series} at step {step}")
+        except NothingCountedError as error:  # it has no data, or runs in another program
+            warnings.warn(f"of this evaluation there is no geometry: {error}", stacklevel=2)
+            return {}
+        self.evaluation.reset()
         return self._take(step, geometry, series)
 
     def _geometry(self, watched: Watch, place: str) -> Geometry:
