@@ -151,14 +151,33 @@ def test_several_evaluations_have_names_of_their_own(tmp_path: Path) -> None:
         model=language_model(),
         args=arguments(tmp_path, eval_strategy="steps", eval_steps=6),
         train_dataset=examples(40),
-        eval_dataset={"few": examples(4), "many": examples(16)},
+        eval_dataset={"few": examples(4), "org/many": examples(16)},
         callbacks=[everything(history=tmp_path / "h.safetensors")],
     )
     trainer.train()
     assert logged(trainer, f"eval_few_{COUNT}") == {6: 4 * LENGTH}
-    assert logged(trainer, f"eval_many_{COUNT}") == {6: 16 * LENGTH}
+    assert logged(trainer, f"eval_org/many_{COUNT}") == {6: 16 * LENGTH}
     names = {path.name for path in tmp_path.glob("h.*")}
-    assert names == {"h.safetensors", "h.eval_few.safetensors", "h.eval_many.safetensors"}
+    assert names == {"h.safetensors", "h.eval_few.safetensors", "h.eval_org%2Fmany.safetensors"}
+
+
+def test_an_evaluation_on_the_data_of_training_is_not_training(tmp_path: Path) -> None:
+    """Under the prefix by which many log the accuracy on what they train on."""
+
+    class OnTraining(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                trainer.evaluate(trainer.train_dataset, metric_key_prefix="train")
+
+    path = tmp_path / "h.safetensors"
+    trainer = new_trainer(tmp_path, everything(history=path), more=[OnTraining()])
+    trainer.train()
+    assert logged(trainer, COUNT) == dict.fromkeys((2, 4, 6), 2 * OF_A_STEP)
+    assert logged(trainer, f"train_{COUNT}") == {3: 40 * LENGTH}
+    name = COUNT.removeprefix("geometry/")
+    assert gh.History.load(path).curve(name)[1].tolist() == [2 * OF_A_STEP] * 3
+    apart = gh.History.load(tmp_path / "h.eval_train.safetensors")
+    assert apart.curve(name)[1].tolist() == [40 * LENGTH]
 
 
 @pytest.mark.parametrize("when", ["train", "eval"])

@@ -119,7 +119,10 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
 
     @property
     def histories(self) -> dict[str, History]:
-        """The histories of this run: "train", and "eval" or the prefixes of several data sets."""
+        """The histories of this run: "train", and "eval" or the prefixes of several data sets.
+
+        That of an evaluation whose own prefix is "train" is called "eval_train".
+        """
         return self.monitor.histories
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from torch import nn
 
@@ -234,7 +235,8 @@ class Monitor:
             warnings.warn(f"of this evaluation there is no geometry: {error}", stacklevel=2)
             return {}
         self.evaluation.reset()
-        return self._take(step, geometry, series)
+        # One on the data of training may be called so too, and is not part of its history.
+        return self._take(step, geometry, f"eval_{series}" if series == TRAIN else series)
 
     def _geometry(self, watched: Watch, place: str) -> Geometry:
         """What all ranks have counted together, the same on each."""
@@ -281,7 +283,8 @@ class Monitor:
         assert self._path is not None
         if series == TRAIN:
             return self._path
-        return self._path.with_name(f"{self._path.stem}.{series}{self._path.suffix}")
+        name = quote(series, safe=" ")  # data sets are called org/name
+        return self._path.with_name(f"{self._path.stem}.{name}{self._path.suffix}")
 
     def _open_histories(self, step: int) -> None:
         """Begin histories, or go on with those of the steps up to this one."""
