@@ -66,8 +66,8 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
 
     The hooks come off when training ends, also by an exception: of a callback that was given to
     ``Trainer(callbacks=[...])``, because it wraps the ``train`` of that one trainer; of a callback
-    that was added later, where the training stands in ``with callback:``; its evaluations count from
-    that training on.
+    that was added later, where the training stands in ``with callback:``; its evaluations count
+    from that training on.
 
     Args:
         sites: as :func:`geomhooks.watch` takes them.
