@@ -269,7 +269,8 @@ class _Peers:
         with self.reached():
             act(length)
             number = int(length)
-        message = torch.empty(number, dtype=torch.uint8) if message is None else message
+        if message is None:
+            message = torch.empty(number, dtype=torch.uint8, device="cpu")
         for piece in pieces_of(message):
             there = piece.to(self.device)
             with self.reached():
