@@ -102,6 +102,21 @@ def test_positions_that_begin_again_open_a_context() -> None:
 
 
 @torch.no_grad()
+def test_texts_that_only_their_bounds_tell_apart() -> None:
+    """As kernels of flash attention are told where texts begin, with no position_ids."""
+    model = tiny_gpt2_lm()
+    bounds = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
+    positions = torch.tensor([[0, 1, 2, 0, 0, 1, 2, 3, 4]])
+    found = []
+    for told in ({"position_ids": positions}, {"cu_seq_lens_q": bounds}):
+        with torch.no_grad(), gh.watch(model, ["transformer.wte"]) as watch:
+            model(input_ids=ids(1, 9), **told)
+        found.append(watch.geometry()["transformer.wte"].pos_ctx)
+    assert found[1].context_length.tolist() == [3, 1, 5]
+    torch.testing.assert_close(found[1].pos, found[0].pos)
+    torch.testing.assert_close(found[1].ctx, found[0].ctx)
+
+
 def test_generation_is_one_full_forward() -> None:
     """Prompts padded on the left, generate() with its cache, nothing told to the watch."""
     model = tiny_gpt2_lm().double()
