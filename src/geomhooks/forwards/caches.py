@@ -62,8 +62,9 @@ class Running:
     @property
     def is_over(self) -> bool:
         """Nobody has the cache any more; another one may lie where it lay."""
-        known = [one for one in (self.cache, self.first) if one is not None]
-        return bool(known) and all(one() is None for one in known)
+        if self.cache is None and self.first is None:
+            return False  # nothing is known
+        return all(one is None or one() is None for one in (self.cache, self.first))
 
 
 def cache_of(arguments: Any) -> Any:

@@ -218,7 +218,12 @@ def read_call(
         call.labels = labels
     mask = one_mask(arguments.get(prefix + "attention_mask"))
     call.mask = _stated(mask)
-    call.positions = _stated_positions(arguments.get(prefix + "position_ids"))
+    places = arguments.get(prefix + "position_ids")
+    in_space = False
+    if isinstance(places, Tensor) and places.ndim == 3:
+        in_space = True  # in time, height and width, and of four in the text before these
+        places = places[0] if len(places) == 4 else None
+    call.positions = _stated_positions(places)
     if call.positions is None and call.grid is not None and not prefix:
         call.positions = _positions_between(arguments.get("cu_seq_lens_q"), call.grid)
     if (
@@ -242,7 +247,9 @@ def read_call(
     if call.text and isinstance(mask, Tensor) and mask.ndim in (3, 4):
         call.square_mask = mask if mask.ndim == 4 else mask[:, None]
     kind = getattr(config, "model_type", None)
-    if kind in COUNT_MASK and (kind != "falcon" or getattr(config, "alibi", False)):
+    if in_space:
+        call.rule = "mask"  # as models number the text around images
+    elif kind in COUNT_MASK and (kind != "falcon" or getattr(config, "alibi", False)):
         call.rule = "mask"
     elif kind in COUNT_IDS and call.ids is not None:
         call.rule, call.pad = "ids", getattr(config, "pad_token_id", None)
@@ -280,7 +287,7 @@ def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
 def _stated(value: Any) -> Tensor | None:
     """What a call states in one or two dimensions, as a tensor.
 
-    The 4-D masks of inner layers and the 3-D positions of videos say nothing about tokens.
+    The 4-D masks of inner layers and positions in time, height and width are none of it.
     """
     if isinstance(value, (list, tuple, np.ndarray)):
         try:
