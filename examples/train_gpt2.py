@@ -57,13 +57,13 @@ def main() -> None:
                 geometry = watch.geometry()
                 watch.reset()  # the next evaluation is a window of its own
                 history.append(step, geometry)
+                history.save(chosen.out)  # now, so that nothing is lost if training is broken off
                 print(line(step, loss / HELD_OUT, geometry), flush=True)
                 model.train()
             if step < chosen.steps:
                 loss_of(model, contexts[torch.randint(len(contexts), (BATCH,))]).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-    history.save(chosen.out)
 
     last = geometry.sites[-1]
     steps, ranks = history.curve(f"{last}/pos_ctx/stable_rank")

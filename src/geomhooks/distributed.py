@@ -205,7 +205,7 @@ class _Peers:
         source = dist.get_global_rank(self.group, source)
         length = self._number()
         dist.recv(length, source, group=self.group)
-        message = torch.empty(int(length), dtype=torch.uint8)
+        message = torch.empty(int(length), dtype=torch.uint8, device="cpu")
         for piece in pieces_of(message):
             self._into(piece, lambda there: dist.recv(there, source, group=self.group))
         return message
@@ -216,7 +216,7 @@ class _Peers:
         length = self._number(0 if message is None else len(message))
         dist.broadcast(length, source, group=self.group)
         if message is None:
-            message = torch.empty(int(length), dtype=torch.uint8)
+            message = torch.empty(int(length), dtype=torch.uint8, device="cpu")
         for piece in pieces_of(message):
             self._into(piece, lambda there: dist.broadcast(there, source, group=self.group))
         return message

@@ -10,6 +10,7 @@ __all__ = [
     "HistoryError",
     "HookError",
     "MissingExtraError",
+    "NothingCountedError",
     "SchemaError",
     "SiteError",
     "TokensError",
@@ -32,6 +33,10 @@ class TokensError(GeomhooksError, ValueError):
 
 class WatchError(GeomhooksError, RuntimeError):
     """A watch was used in an order that makes no sense."""
+
+
+class NothingCountedError(WatchError):
+    """A geometry was asked for, and no token has been counted."""
 
 
 class HookError(GeomhooksError, RuntimeError):

@@ -211,7 +211,10 @@ class History:
             if column < len(values) and present[column]
         ]
         steps, numbers = zip(*found, strict=True) if found else ((), ())
-        return torch.tensor(steps, dtype=torch.int64), torch.tensor(numbers, dtype=torch.float64)
+        return (
+            torch.tensor(steps, dtype=torch.int64, device="cpu"),
+            torch.tensor(numbers, dtype=torch.float64, device="cpu"),
+        )
 
     def frame(self) -> pd.DataFrame:
         """The scalars as a pandas table, a row for each step; NaN where a step has no such scalar.
@@ -312,7 +315,7 @@ class History:
             "notes": self.notes,
         }
         tensors = {
-            "steps": torch.tensor(self._steps, dtype=torch.int64),
+            "steps": torch.tensor(self._steps, dtype=torch.int64, device="cpu"),
             "values": torch.from_numpy(values),
             "present": torch.from_numpy(present),
         }

@@ -28,8 +28,8 @@ def write_header(header: Mapping[str, Any], room: int = 0) -> tuple[Tensor, int]
     """A message that begins with a header; the second value says where ``room`` bytes begin."""
     text = json.dumps(header).encode()
     start = aligned(PREFIX + len(text))
-    message = torch.zeros(start + room, dtype=torch.uint8)
-    message[:PREFIX] = torch.tensor([len(text)]).view(torch.uint8)
+    message = torch.zeros(start + room, dtype=torch.uint8, device="cpu")
+    message[:PREFIX] = torch.tensor([len(text)], device="cpu").view(torch.uint8)
     message[PREFIX : PREFIX + len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return message, start
 

@@ -215,9 +215,9 @@ def thicken(name: str, tensors: Mapping[str, Tensor], field: Field) -> Tensor:
         return stored
     shape = tuple(field.shape)
     if field.empty:
-        whole = torch.full(shape, field.empty, dtype=stored.dtype)
+        whole = torch.full(shape, field.empty, dtype=stored.dtype, device=stored.device)
     else:  # memory that systems give when it is first written to
-        whole = torch.zeros(shape, dtype=stored.dtype)
+        whole = torch.zeros(shape, dtype=stored.dtype, device=stored.device)
     whole[used] = stored
     return whole
 

@@ -16,9 +16,9 @@ from geomhooks.errors import (
     FileFormatError,
     HookError,
     MissingExtraError,
+    NothingCountedError,
     SchemaError,
     SiteError,
-    WatchError,
 )
 from geomhooks.files import MAX_BYTES, read_file, write_file
 from geomhooks.forwards.token_stream import CENSUS
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Geometry", "load", "merge"]
 
 REAL = CENSUS.index("real")
-NOTHING = torch.zeros(len(CENSUS), dtype=torch.int64)
+NOTHING = torch.zeros(len(CENSUS), dtype=torch.int64, device="cpu")
 
 
 class Geometry:
@@ -57,7 +57,7 @@ class Geometry:
         self._results: dict[str, Result] = {}
         fired = {name: s for name, s in state.sites.items() if int(s.forwards.value) > 0}
         if not any(s.stream.census.value[REAL] for s in state.streams.values()):
-            raise WatchError(f"no token has been counted yet: {why_none(state)}")
+            raise NothingCountedError(f"no token has been counted yet: {why_none(state)}")
         silent = [name for name in state.sites if name not in fired]
         if silent and strict:
             raise HookError(f"these sites have counted nothing: {', '.join(silent)}")

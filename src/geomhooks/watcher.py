@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from geomhooks.distributed import reduce_state
-from geomhooks.errors import HookError, WatchError
+from geomhooks.errors import HookError, NothingCountedError, WatchError
 from geomhooks.forwards.calls import add_statement
 from geomhooks.forwards.compiled import notice_hooks
 from geomhooks.forwards.hooks import (
@@ -210,8 +210,9 @@ class Watch(Routing):
 
         Raises:
             HookError: a hook never fired.
-            WatchError: no token has been counted yet; or, with ``sync``, a rank failed, or
-                torchrun started several processes and there is no process group.
+            NothingCountedError: no token has been counted yet.
+            WatchError: with ``sync``, a rank failed, or torchrun started several processes and
+                there is no process group.
             SchemaError: with ``sync``, what ranks have in common differs, or a shard is on two.
         """
         if sync:
@@ -234,8 +235,8 @@ class Watch(Routing):
             )
         try:
             return Geometry(self._plan.snapshot(), strict=strict)
-        except WatchError as error:
-            raise WatchError(f"{error}{self._schedule.hint}") from None
+        except NothingCountedError as error:
+            raise NothingCountedError(f"{error}{self._schedule.hint}") from None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted so far, to go on from with :meth:`load_state_dict`."""
@@ -255,8 +256,12 @@ class Watch(Routing):
 
     def reset(self) -> None:
         """Forget everything and begin a new window, a shard of its own."""
+        self._begin_shard(new_shard())
+
+    def _begin_shard(self, shard: str) -> None:
+        """As :meth:`reset`, with an id that no other window has; it decides which contexts stay."""
         self._has_fired |= self._fired()
-        self._plan.reset(new_shard())
+        self._plan.reset(shard)
         self._bypassed = False
         self._forwards_at_entry = self._forwards()
 

@@ -13,6 +13,7 @@ from hypothesis import assume
 import geomhooks as gh
 from geomhooks.anatomy import (
     MLP,
+    Around,
     Attention,
     Block,
     BlockParts,
@@ -147,9 +148,10 @@ def describe(block: Block) -> BlockParts:
     The attention has queries and keys that the blocks have not, with heads that share keys and see
     the past only; its projection is what turns the states, which it does to each entry alone.
     """
-    weights = {name: torch.from_numpy(w) for name, w in head_weights(block.index).items()}
+    device = block.find("turn").scale.device
+    weights = {n: torch.from_numpy(w).to(device) for n, w in head_weights(block.index).items()}
     query, key = (Heads(weights[n], weights[f"{n}_bias"]) for n in ("query", "key"))
-    value = Heads(torch.zeros(HEADS, WIDTH, WIDTH // HEADS), None)
+    value = Heads(torch.zeros(HEADS, WIDTH, WIDTH // HEADS, device=device), None)
     turn, push = block.find("turn"), block.find("push")
     scale = unwrap_transforms(turn.scale, block.name).detach()
     output = Output(torch.diag(scale).flip(0).view(HEADS, -1, WIDTH), None, turn)
@@ -157,8 +159,8 @@ def describe(block: Block) -> BlockParts:
         block.name, block.name, block.module, block.site, HEADS, KEY_HEADS, SCALE, True, None,
         None, query, key, value, output,
     )  # fmt: skip
-    down = Linear(torch.zeros(1, WIDTH), None, push)
-    up = Linear(torch.zeros(WIDTH, 1), None)
+    down = Linear(torch.zeros(1, WIDTH, device=device), None, push)
+    up = Linear(torch.zeros(WIDTH, 1, device=device), None)
     return block.parts(attention, MLP(block.name, push, None, up, None, torch.relu, down))
 
 
@@ -170,14 +172,18 @@ def lens() -> Lens:
     return Lens(rng.standard_normal((VOCABULARY, WIDTH)), gain, shift, 1e-3)
 
 
-def final_norm(*_: Any) -> NormModule:
+def final_norm(around: Around) -> NormModule:
     norm = torch.nn.LayerNorm(WIDTH, lens().eps, dtype=torch.float64)
     norm.weight.data, norm.bias.data = map(torch.from_numpy, (lens().gain, lens().shift))
-    return NormModule(norm, norm.eps, True, 0.0)
+    return NormModule(norm.to(device_of(around)), norm.eps, True, 0.0)
 
 
-def embeddings(*_: Any) -> Embeddings:
-    return Embeddings(torch.from_numpy(lens().rows))
+def embeddings(around: Around) -> Embeddings:
+    return Embeddings(torch.from_numpy(lens().rows).to(device_of(around)))
+
+
+def device_of(around: Around) -> torch.device:
+    return next(around.model.parameters()).device
 
 
 register(Family("Stack", describe, embeddings, final_norm))

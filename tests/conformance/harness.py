@@ -165,7 +165,8 @@ class Batch:
         told = {"inputs_embeds": self.embeddings, "input_ids": self.ids}
         if not self.mask.all():
             told["attention_mask"] = self.mask
-        columns = torch.arange(self.start, self.start + self.embeddings.shape[1])
+        end = self.start + self.embeddings.shape[1]
+        columns = torch.arange(self.start, end, device=self.positions.device)
         if not ((self.positions == columns) | (self.mask[:, self.start :] == 0)).all():
             told["position_ids"] = self.positions
         return told
@@ -270,8 +271,13 @@ class Subject:
         return [case.statistic() for case in self.case.cases]
 
     def feed(self, watch: Any, batch: Batch, **arguments: Any) -> Tensor:
+        told = batch.arguments()
         with watch.tokens(contexts=batch.contexts, groups=batch.groups):
-            return self.model(**batch.arguments(), **arguments)
+            return self.run(watch, **told, **arguments)
+
+    def run(self, watch: Any, **arguments: Any) -> Tensor:
+        """One forward."""
+        return self.model(**arguments)
 
     def render(
         self, *rows: Context | Sequence[Context], side: str = "right", filler: float = 7.0
@@ -341,7 +347,7 @@ def dense(model: Stack, contexts: Sequence[Context], dtype: torch.dtype) -> Seen
 
 
 def flatten(results: Any, prefix: str = "") -> dict[str, Any]:
-    """Results that may nest, by dotted name."""
+    """Results that may nest, by dotted name, their tensors on the CPU."""
     flat: dict[str, Any] = {}
     for name in results.keys():  # noqa: SIM118 - keys() and [] are what is promised
         if name == "clusters":
@@ -350,7 +356,7 @@ def flatten(results: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping) or hasattr(value, "keys"):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
+            flat[prefix + name] = value.cpu() if isinstance(value, Tensor) else value
     return flat
 
 

@@ -14,17 +14,26 @@ import geomhooks as gh
 ROOT = Path(__file__).parents[2]
 
 
-def test_train_gpt2(tmp_path: Path) -> None:
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    script = [sys.executable, str(ROOT / "examples" / "train_gpt2.py")]
-    done = subprocess.run(
-        [*script, "--steps", "8", "--measure-every", "4", "--out", "run.safetensors"],
-        cwd=tmp_path,
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "train_gpt2.py"), *options],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def test_what_cannot_be_written_is_found_before_it_trains(tmp_path: Path) -> None:
+    done = run(tmp_path, "--steps", "1000000", "--out", "nowhere/run.safetensors")
+    assert done.returncode == 1
+    assert "no such folder to save into: nowhere" in done.stderr
+
+
+def test_train_gpt2(tmp_path: Path) -> None:
+    done = run(tmp_path, "--steps", "8", "--measure-every", "4", "--out", "run.safetensors")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("step")]
     history = gh.History.load(tmp_path / "run.safetensors")

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,14 +151,33 @@ def test_several_evaluations_have_names_of_their_own(tmp_path: Path) -> None:
         model=language_model(),
         args=arguments(tmp_path, eval_strategy="steps", eval_steps=6),
         train_dataset=examples(40),
-        eval_dataset={"few": examples(4), "many": examples(16)},
+        eval_dataset={"few": examples(4), "org/many": examples(16)},
         callbacks=[everything(history=tmp_path / "h.safetensors")],
     )
     trainer.train()
     assert logged(trainer, f"eval_few_{COUNT}") == {6: 4 * LENGTH}
-    assert logged(trainer, f"eval_many_{COUNT}") == {6: 16 * LENGTH}
+    assert logged(trainer, f"eval_org/many_{COUNT}") == {6: 16 * LENGTH}
     names = {path.name for path in tmp_path.glob("h.*")}
-    assert names == {"h.safetensors", "h.eval_few.safetensors", "h.eval_many.safetensors"}
+    assert names == {"h.safetensors", "h.eval_few.safetensors", "h.eval_org%2Fmany.safetensors"}
+
+
+def test_an_evaluation_on_the_data_of_training_is_not_training(tmp_path: Path) -> None:
+    """Under the prefix by which many log the accuracy on what they train on."""
+
+    class OnTraining(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                trainer.evaluate(trainer.train_dataset, metric_key_prefix="train")
+
+    path = tmp_path / "h.safetensors"
+    trainer = new_trainer(tmp_path, everything(history=path), more=[OnTraining()])
+    trainer.train()
+    assert logged(trainer, COUNT) == dict.fromkeys((2, 4, 6), 2 * OF_A_STEP)
+    assert logged(trainer, f"train_{COUNT}") == {3: 40 * LENGTH}
+    name = COUNT.removeprefix("geometry/")
+    assert gh.History.load(path).curve(name)[1].tolist() == [2 * OF_A_STEP] * 3
+    apart = gh.History.load(tmp_path / "h.eval_train.safetensors")
+    assert apart.curve(name)[1].tolist() == [40 * LENGTH]
 
 
 @pytest.mark.parametrize("when", ["train", "eval"])
@@ -178,6 +199,135 @@ def test_predictions_do_not_count(tmp_path: Path) -> None:
     trainer.train()
     assert set(logged(trainer, COUNT).values()) == {2 * OF_A_STEP}
     assert logged(trainer, f"eval_{COUNT}") == {6: 8 * LENGTH}
+
+
+class Writes(TrainerCallback):
+    """Lets the model write samples after each step, as many do."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        ids = torch.ones(2, 3, dtype=torch.long)
+        for mode in (False, True):
+            model.train(mode)
+            model.generate(
+                ids, attention_mask=ids, max_new_tokens=4, do_sample=False, pad_token_id=0
+            )
+
+
+def test_samples_between_steps_do_not_count(tmp_path: Path) -> None:
+    trainer = Trainer(
+        model=language_model(),
+        args=arguments(tmp_path, eval_strategy="steps", eval_steps=3),
+        train_dataset=examples(40),
+        eval_dataset=examples(8, seed=9),
+        callbacks=[Writes(), callback := everything(), Writes()],
+    )
+    trainer.train()
+    assert logged(trainer, COUNT) == dict.fromkeys((2, 4, 6), 2 * OF_A_STEP)
+    assert logged(trainer, f"eval_{COUNT}") == dict.fromkeys((3, 6), 8 * LENGTH)
+    assert callback.monitor.evaluation is None
+
+
+def test_a_part_that_is_frozen_in_evaluation_mode_trains(tmp_path: Path) -> None:
+    """Its own mode is that of evaluation all the time."""
+    model = language_model()
+    train = model.transformer.train
+    model.transformer.train = lambda mode=True: train(False)
+    trainer = new_trainer(tmp_path, everything(), model, eval_strategy="steps", eval_steps=3)
+    trainer.train()
+    assert not model.transformer.training
+    assert logged(trainer, COUNT) == dict.fromkeys((2, 4, 6), 2 * OF_A_STEP)
+    assert logged(trainer, f"eval_{COUNT}") == dict.fromkeys((3, 6), 8 * LENGTH)
+
+
+def test_evaluations_that_no_strategy_tells_of(tmp_path: Path) -> None:
+    """Called by themselves before and after training, and asked for by another callback."""
+
+    class Asks(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_evaluate = state.global_step == 3
+
+    path = tmp_path / "history.safetensors"
+    trainer = new_trainer(tmp_path, everything(history=path), more=[Asks()])
+    trainer.evaluate()
+    assert logged(trainer, f"eval_{COUNT}") == {0: 8 * LENGTH}
+    assert hooks(trainer.model) == 0
+    trainer.train()
+    assert logged(trainer, f"eval_{COUNT}") == {3: 8 * LENGTH}
+    assert logged(trainer, COUNT) == dict.fromkeys((2, 4, 6), 2 * OF_A_STEP)
+    trainer.evaluate({"few": examples(4), "many": examples(16)})
+    assert logged(trainer, f"eval_few_{COUNT}") == {6: 4 * LENGTH}
+    assert logged(trainer, f"eval_many_{COUNT}") == {6: 16 * LENGTH}
+    assert hooks(trainer.model) == 0
+    assert {path.name for path in tmp_path.glob("history*")} == {
+        "history.safetensors", "history.eval.safetensors"
+    }  # fmt: skip
+    assert gh.History.load(tmp_path / "history.eval.safetensors").steps == [3]
+
+
+def test_an_evaluation_of_which_nothing_is_seen(tmp_path: Path) -> None:
+    """It runs elsewhere, and training goes on."""
+
+    class Elsewhere(Trainer):
+        def prediction_step(self, *_: Any, **__: Any) -> Any:
+            return torch.tensor(1.0), None, None
+
+    trainer = Elsewhere(
+        model=language_model(),
+        args=arguments(tmp_path, eval_strategy="steps", eval_steps=3),
+        train_dataset=examples(40),
+        eval_dataset=examples(8),
+        callbacks=[everything()],
+    )
+    with pytest.warns(UserWarning, match="of this evaluation there is no geometry: no token"):
+        trainer.train()
+    assert list(logged(trainer, COUNT)) == [2, 4, 6]
+    assert list(logged(trainer, "eval_loss")) == [3, 6]
+
+
+def test_a_metric_may_be_called_a_runtime(tmp_path: Path) -> None:
+    trainer = new_trainer(tmp_path, everything(), eval_strategy="steps", eval_steps=6)
+    trainer.compute_metrics = lambda _: {"model_runtime": 1.0}
+    trainer.train()
+    assert logged(trainer, f"eval_{COUNT}") == {6: 8 * LENGTH}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_steps": 5}, {2: 2, 4: 2, 5: 1}),
+        ({"logging_steps": 500}, {6: 6}),
+        ({"logging_strategy": "no"}, {6: 6}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("window", [True, False])
+def test_what_is_left_is_logged_at_the_end(
+    tmp_path: Path, options: dict[str, Any], expected: dict[int, int], window: bool
+) -> None:
+    path = tmp_path / "history.safetensors"
+    trainer = new_trainer(tmp_path, everything(history=path, window=window), **options)
+    trainer.train()
+    steps = {step: number if window else step for step, number in expected.items()}
+    assert logged(trainer, COUNT) == {step: n * OF_A_STEP for step, n in steps.items()}
+    assert gh.History.load(path).steps == list(expected)
+
+
+def test_an_end_of_which_nothing_was_seen_is_told_of(tmp_path: Path) -> None:
+    """What trains is not the model that was given, and is seen only when training is over."""
+    other = language_model()
+
+    class Elsewhere(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, **_: Any) -> Any:
+            return other(**inputs).loss + 0 * sum(p.sum() for p in model.parameters())
+
+    trainer = Elsewhere(
+        model=language_model(),
+        args=arguments(tmp_path, logging_steps=500),
+        train_dataset=examples(40),
+        callbacks=[everything()],
+    )
+    with pytest.warns(UserWarning, match="of the last steps there is no geometry: no token"):
+        assert trainer.train().global_step == 6
 
 
 @pytest.mark.parametrize(
@@ -365,6 +515,47 @@ def test_resumed_like_uninterrupted(tmp_path: Path, options: dict[str, Any]) -> 
             )  # fmt: skip
     for name in (SHARE, COUNT, f"eval_{SHARE}"):
         assert logged(resumed, name) == pytest.approx(logged(whole, name), rel=1e-6)
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_resumed_with_the_same_sample_of_contexts(tmp_path: Path, step: int) -> None:
+    """A window has more contexts than are kept; another run would keep others."""
+    settings = {**RESUMABLE, "eval_strategy": "steps", "eval_steps": 4}
+    statistics = [gh.PosCtx(contexts=3)]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    new_trainer(whole, resumable(whole, statistics=statistics), **settings).train()
+    shutil.copytree(whole, part)
+    resumed = new_trainer(part, resumable(part, statistics=statistics), **settings)
+    resumed.train(resume_from_checkpoint=str(part / "run" / f"checkpoint-{step}"))
+    for series, count in (("history", 4), ("history.eval", 2)):
+        expected = gh.History.load(whole / f"{series}.safetensors")
+        found = gh.History.load(part / f"{series}.safetensors")
+        assert len(expected) == count
+        ids = [kept_contexts(history) for history in (expected, found)]
+        assert ids[0] == ids[1]
+        assert len({*itertools.chain(*ids[0])}) == 3 * count, "windows do not share contexts"
+        incoherence = "transformer.h.1/pos_ctx/incoherence/mean"
+        torch.testing.assert_close(found.curve(incoherence), expected.curve(incoherence))
+
+
+def kept_contexts(history: gh.History) -> list[list[int]]:
+    return [history[step]["transformer.h.1"].pos_ctx.context_id.tolist() for step in history]
+
+
+def test_each_of_two_callbacks_resumes_from_its_own_state(tmp_path: Path) -> None:
+    """The checkpoint is in the middle of the window of both."""
+
+    def callbacks() -> tuple[GeometryCallback, GeometryCallback]:
+        return everything(every=2), everything(sites="mlp")
+
+    settings = {**RESUMABLE, "logging_steps": 4}
+    first, second = callbacks()
+    new_trainer(tmp_path, first, more=[second], **{**settings, "max_steps": 3}).train()
+    first, second = callbacks()
+    resumed = new_trainer(tmp_path, first, more=[second], **{**settings, "max_steps": 4})
+    resumed.train(resume_from_checkpoint=True)
+    assert logged(resumed, COUNT) == {4: 2 * OF_A_STEP}
+    assert logged(resumed, COUNT.replace("h.1/", "h.1.mlp/")) == {4: 4 * OF_A_STEP}
 
 
 def test_resumed_from_another_folder(tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def test_windows_between_logs(tmp_path: Path) -> None:
     trainer.fit(module, train_data())
     found = trainer.logger.logged(f"train_{COUNT}")
     assert list(found.values()) == [2 * OF_A_STEP] * 3
-    assert list(found) == list(trainer.logger.logged("train_loss")), "in the rows of the loss"
+    assert list(found) == list(trainer.logger.logged("train_loss")), "at the steps of the loss"
+    assert trainer.callback_metrics[f"train_{COUNT}"] == 2 * OF_A_STEP
     assert hooks(module) == 0
 
 
@@ -148,6 +149,108 @@ def test_validation_is_apart_and_the_sanity_check_does_not_count(tmp_path: Path)
     assert list(log.logged(f"val_{COUNT}").values())[-1] == 8 * LENGTH
     trainer.test(module, val_data(), verbose=False)
     assert hooks(module) == 0
+
+
+class Writes(pl.Callback):
+    """Lets the model write samples after each batch, as many do."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        ids = torch.ones(2, 3, dtype=torch.long)
+        module.eval()
+        module.model.generate(
+            ids, attention_mask=ids, max_new_tokens=4, do_sample=False, pad_token_id=0
+        )
+        module.train()
+
+
+def test_samples_between_batches_do_not_count(tmp_path: Path) -> None:
+    trainer = new_trainer(
+        tmp_path, [Writes(), everything(), Writes()], limit_val_batches=1.0, val_check_interval=3
+    )
+    trainer.fit(Module(), train_data(), val_data())
+    assert list(trainer.logger.logged(f"train_{COUNT}").values()) == [2 * OF_A_STEP] * 3
+    assert list(trainer.logger.logged(f"val_{COUNT}").values()) == [8 * LENGTH] * 2
+
+
+@pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
+def test_a_model_that_was_loaded_in_evaluation_mode_trains(tmp_path: Path) -> None:
+    """As from_pretrained leaves it, and Lightning as it was."""
+    module = Module()
+    module.model.eval()
+    trainer = new_trainer(tmp_path, [everything()], limit_val_batches=1.0, val_check_interval=3)
+    trainer.fit(module, train_data(), val_data())
+    assert module.training
+    assert not module.model.training
+    assert list(trainer.logger.logged(f"train_{COUNT}").values()) == [2 * OF_A_STEP] * 3
+    assert list(trainer.logger.logged(f"val_{COUNT}").values()) == [8 * LENGTH] * 2
+
+
+def test_a_window_is_logged_once(tmp_path: Path) -> None:
+    """Not again in the rows of steps that end none."""
+    trainer = new_trainer(tmp_path, [everything(every=4)], log_every_n_steps=1)
+    trainer.fit(Module(), train_data())
+    assert trainer.logger.logged(f"train_{COUNT}") == {0: OF_A_STEP, 4: OF_A_STEP}
+    assert list(trainer.logger.logged("train_loss")) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "optimizers", "expected"),
+    [(1, 1, [3, 3, 3, 3]), (1, 2, [3, 3, 3, 3]), (2, 1, [3, 3, 3, 3]), (6, 1, [3, 3, 6])],
+)
+def test_manual_optimization(
+    tmp_path: Path, accumulate: int, optimizers: int, expected: list[int]
+) -> None:
+    """Lightning logs every three batches; a window ends there if a step was made in it."""
+
+    class Manual(Module):
+        automatic_optimization = False
+
+        def training_step(self, batch: Any, index: int) -> None:
+            self.manual_backward(self.model(**batch).loss)
+            if index % accumulate == accumulate - 1:
+                found = self.optimizers()
+                for optimizer in found if isinstance(found, list) else [found]:
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(optimizers)]
+
+    trainer = new_trainer(tmp_path, [everything()], max_steps=-1, max_epochs=1, log_every_n_steps=3)
+    trainer.fit(Manual(), train_data(12))
+    found = list(trainer.logger.logged(f"train_{COUNT}").values())
+    assert found == [number * OF_A_STEP for number in expected]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"max_steps": 5}, {1: 2, 3: 2, 4: 1}), ({"log_every_n_steps": 50}, {5: 6})],
+    ids=str,
+)
+def test_what_is_left_is_logged_at_the_end(
+    tmp_path: Path, options: dict[str, Any], expected: dict[int, int]
+) -> None:
+    path = tmp_path / "history.safetensors"
+    trainer = new_trainer(tmp_path, [everything(history=path)], **options)
+    trainer.fit(Module(), train_data())
+    assert trainer.logger.logged(f"train_{COUNT}") == {
+        step: number * OF_A_STEP for step, number in expected.items()
+    }
+    assert gh.History.load(path).steps == [step + 1 for step in expected]
+
+
+def test_a_validation_by_itself_leaves_the_histories_as_they_are(tmp_path: Path) -> None:
+    options = {"limit_val_batches": 1.0, "val_check_interval": 3}
+    path, module = tmp_path / "history.safetensors", Module()
+    new_trainer(tmp_path, [everything(history=path)], **options).fit(
+        module, train_data(), val_data()
+    )
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("history*")}
+    assert len(before) == 2
+    trainer = new_trainer(tmp_path, [everything(history=path)], **options)
+    trainer.validate(module, val_data(), verbose=False)
+    assert trainer.logger.logged(f"val_{COUNT}") == {0: 8 * LENGTH}
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("history*")} == before
 
 
 @pytest.mark.parametrize("when", ["train", "eval"])

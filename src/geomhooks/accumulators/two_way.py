@@ -142,7 +142,7 @@ class TwoWay(Accumulator):
         """Express the sums about a shift that is smaller by ``delta`` (d,)."""
         total, number = self["position_sum"].sum(0), self["position_count"].sum()
         open_total = self["open_sum"][:-1].sum(0)
-        covered, closed = followed["covered"], followed["closed"]
+        covered, closed = (followed[name].to(delta.device) for name in ("covered", "closed"))
         closed_number = covered.cumsum(0).sum()
         if self.second_moment:
             cross = torch.outer(total - open_total, delta)

@@ -69,7 +69,9 @@ def hardmax_facts(block: BlockParts) -> Tensor:
     heads, width = attention.heads, attention.query.weight.shape[1]
     shape = (heads,)
     if attention.query_norm is not None or attention.key_norm is not None:
-        share = positive = negative = torch.full(shape, torch.nan)
+        share = positive = negative = torch.full(
+            shape, torch.nan, device=attention.query.weight.device
+        )
     else:
         form = query_key_form_of(attention)
         part = symmetric_part(form.left.double(), form.right.double())

@@ -124,7 +124,7 @@ def _list(
     names = measured.levels.names()
     largest, where = measured.importance.max(1)
     for wanted in (level,) if level else (*functional.LEVELS, "none"):
-        own = torch.tensor([name == wanted for name in names])
+        own = torch.tensor([name == wanted for name in names], device="cpu")
         order = largest.argsort(descending=True, stable=True)
         for factor in order[own[order]][:number].tolist():
             site = measured.sites[int(where[factor])]

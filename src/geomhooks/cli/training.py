@@ -72,12 +72,12 @@ def new_data() -> tuple[Iterator[Tensor], Tensor]:
     contexts = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
     contexts = contexts[: len(contexts) // LENGTH * LENGTH].view(-1, LENGTH)
     random = torch.Generator().manual_seed(0)
-    contexts = contexts[torch.randperm(len(contexts), generator=random)]
+    contexts = contexts[torch.randperm(len(contexts), generator=random, device="cpu")]
     held_out, rest = contexts[:HELD_OUT], contexts[HELD_OUT:]
 
     def batches() -> Iterator[Tensor]:
         while True:
-            order = torch.randperm(len(rest), generator=random)
+            order = torch.randperm(len(rest), generator=random, device="cpu")
             yield from (rest[rows] for rows in torch.split(order, BATCH))
 
     return batches(), held_out

@@ -223,7 +223,8 @@ def _ctx(one: Result, other: Result, options: Options) -> Numbers:
             "text, cut in the same way (contexts are known by their file's content and their place "
             "in it; in Python, use the same watch.tokens(contexts=ids))"
         )
-    some = torch.randperm(shared, generator=torch.Generator().manual_seed(0))[: options.contexts]
+    generator = torch.Generator().manual_seed(0)
+    some = torch.randperm(shared, generator=generator, device="cpu")[: options.contexts]
     mine, theirs = mine[some], theirs[some]
     rows = one.ctx[mine], other.ctx[theirs]
     drawn: Numbers = {"permutations": options.permutations, "level": options.level}
@@ -275,8 +276,9 @@ def tests_of(distances: Sequence[float], conditions: Sequence[str]) -> Numbers:
 
     def compute() -> Numbers:
         number = len(conditions)
-        matrix = torch.zeros(number, number, dtype=torch.float64)
-        matrix[tuple(torch.triu_indices(number, number, 1))] = torch.tensor(distances).double()
+        matrix = torch.zeros(number, number, dtype=torch.float64, device="cpu")
+        pairs = tuple(torch.triu_indices(number, number, 1, device="cpu"))
+        matrix[pairs] = torch.tensor(distances, dtype=torch.float64, device="cpu")
         found: Numbers = {}
         for permute in ("runs", "pairs"):
             for statistic in ("mean", "mann_whitney"):

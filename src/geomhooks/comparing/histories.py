@@ -150,4 +150,4 @@ def _agreement(found: compare.ChangeAgreement) -> Numbers:
 
 
 def _series(curve: dict[int, float], steps: Sequence[int]) -> Tensor:
-    return torch.tensor([curve[step] for step in steps], dtype=torch.float64)
+    return torch.tensor([curve[step] for step in steps], dtype=torch.float64, device="cpu")

@@ -43,7 +43,7 @@ class Hook(Protocol):
         """A site shows its tensors."""
 
 
-ORDER = torch.zeros((), dtype=torch.int64)
+ORDER = torch.zeros((), dtype=torch.int64, device="cpu")
 HOOKS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 TOLD = "tokens."  # prefix of what the watch's tokens function says
 _tickets = itertools.count()
@@ -57,7 +57,7 @@ def make_ticket(hook: Any) -> Tensor:
     number = next(_tickets)
     HOOKS[number] = hook
     with torch.inference_mode(False):
-        return torch.tensor(number)
+        return torch.tensor(number, device="cpu")
 
 
 def notice_hooks(code: Iterable[CodeType]) -> None:
@@ -157,7 +157,7 @@ def open_compiled(
                 tensors.append(value.detach())
         elif name in FEATURES and value is not None:
             names.append(name)
-            tensors.append(torch.empty(0))
+            tensors.append(torch.empty(0, device="cpu"))
     for name, value in (told or {}).items():
         if value is not None:
             names.append(TOLD + name)

@@ -61,6 +61,8 @@ class Routing:
         self._bypassed = False
         # All that a hook looks at, and it is set outside of forwards.
         self.paused = False
+        # The module whose mode decides which forwards count, where the one that is called does not.
+        self.mode_of: nn.Module | None = None
 
     def open_stream(
         self, arguments: Mapping[str, Any], told: Mapping[str, Any] | None, opener: Opener
@@ -76,7 +78,7 @@ class Routing:
         if call is None and self._frames and not own:
             self._frames.append(self._frames[-1])
             return
-        counts = self._schedule.counts_mode(opener.module.training)
+        counts = self._counts_mode_of(opener.module)
         if call is None:
             call = read_plain_call(arguments)
         stated = self._stated if told is None else add_statement(self._stated, told)
@@ -180,9 +182,13 @@ class Routing:
             tensor = unwrap_transforms(into, name).detach()
             frame.embedded[name] = tensor.clone() if borrowed else tensor
 
+    def _counts_mode_of(self, called: nn.Module) -> bool:
+        """A call of this module is in the mode that counts."""
+        return self._schedule.counts_mode((self.mode_of or called).training)
+
     def _make_lone_frame(self, site: SitePlan) -> Frame:
         """For a site that is called by itself, outside of any call that opens a stream."""
-        counts = self._schedule.counts_mode(site.place.module.training)
+        counts = self._counts_mode_of(site.place.module)
         return Frame(Call(), self._stated, counts=counts)
 
     def read(

@@ -16,6 +16,7 @@ import functools
 import inspect
 import os
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,12 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
     The state is saved with the Trainer's checkpoints, one file a process, and a run that is resumed
     from one, on as many processes, ends with the same numbers as one that was not interrupted.
 
+    Training is what runs in the steps of the Trainer, and evaluation what runs in its ``evaluate``,
+    also where that is called by itself. What else the model is used for, such as ``predict`` or
+    samples that another callback lets it write, does not count. Steps after the last logging of the
+    loss are logged when training ends. An evaluation that generates by beam search cannot be
+    counted, and raises: ``when="train"`` leaves it out.
+
     Where several processes train, the numbers are those of all together, as if one had seen all the
     data (under tensor, context or sequence parallelism: of all that read other data than the first
     one), and are in ``trainer.state.log_history`` on each. The first one writes the history. Give
@@ -59,7 +66,8 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
 
     The hooks come off when training ends, also by an exception: of a callback that was given to
     ``Trainer(callbacks=[...])``, because it wraps the ``train`` of that one trainer; of a callback
-    that was added later, where the training stands in ``with callback:``.
+    that was added later, where the training stands in ``with callback:``; its evaluations count
+    from that training on.
 
     Args:
         sites: as :func:`geomhooks.watch` takes them.
@@ -72,7 +80,8 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
             False gives numbers of all steps so far.
         scalars: globs over the names of scalars to log; ``"*"`` logs all, some hundred a site.
         history: file to keep a :class:`geomhooks.History` of training in, with all scalars of every
-            logging; an evaluation goes to a file beside it, such as ``history.eval.safetensors``.
+            logging; an evaluation goes to a file beside it, such as ``history.eval.safetensors``,
+            and one outside of training to none.
         snapshots: of how many steps the history keeps the whole geometry.
         options: further arguments of :func:`geomhooks.watch`, such as ``positions``.
 
@@ -106,11 +115,15 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
             **options,
         )
         self._trainer: Trainer | None = None
+        self._told_of: weakref.WeakSet[Trainer] = weakref.WeakSet()
         self._logging = False
 
     @property
     def histories(self) -> dict[str, History]:
-        """The histories of this run: "train", and "eval" or the prefixes of several data sets."""
+        """The histories of this run: "train", and "eval" or the prefixes of several data sets.
+
+        That of an evaluation whose own prefix is "train" is called "eval_train".
+        """
         return self.monitor.histories
 
     def close(self) -> None:
@@ -126,10 +139,11 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
     # Events of the Trainer
 
     def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """See to it that the end of training is noticed, however it comes."""
+        """See to it that the end of training is noticed, however it comes, and evaluations."""
         trainer, _frame = calling_trainer()
         if trainer is not None:
             trainer.train = closing(trainer.train, self)
+            self._tell_of_evaluations(trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Put the hooks on, and go on from a checkpoint's state."""
@@ -139,15 +153,16 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
                 "GeometryCallback was called by no transformers.Trainer, through which it logs; "
                 "give it to one: Trainer(..., callbacks=[GeometryCallback()])"
             )
+        self._tell_of_evaluations(self._trainer)
         monitor = self.monitor
         monitor.keeps_history = state.is_world_process_zero
-        monitor.ranks = Ranks.of_mesh(getattr(self._trainer.accelerator, "torch_device_mesh", None))
+        monitor.ranks = ranks_of(self._trainer)
         with monitor.ranks.together("the beginning of training"):
             if state.global_step:
                 folder = arguments.get("resume_from_checkpoint")
                 if not isinstance(folder, (str, os.PathLike)):
                     folder = checkpoint_folder(args, state)
-                self._load(Path(folder) / state_file(args), state.global_step)
+                self._load(Path(folder) / self._state_file(args), state.global_step)
             monitor.start_train(given["model"], state.global_step)
         if str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
             monitor.start_evaluation(given["model"])
@@ -155,6 +170,10 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A step of the optimizer begins; its forwards may be several."""
         self.monitor.begin_step(state.global_step)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The forwards of a step are over."""
+        self.monitor.end_step()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
@@ -175,13 +194,10 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Log the geometry of the evaluation, under the prefix of its metrics."""
-        prefix = prefix_of(metrics or {})
+        _trainer, arguments = calling_trainer()
+        prefix = arguments.get("metric_key_prefix") or prefix_of(metrics or {})
         scalars = self.monitor.take_evaluation(state.global_step, prefix)
         self._log({f"{prefix}_geometry/{name}": value for name, value in scalars.items()})
-
-    def on_predict(self, args: Any, state: Any, control: Any, *_: Any, **__: Any) -> None:
-        """Predictions are no evaluation."""
-        self.monitor.forget_evaluation()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Put the state beside the checkpoint's."""
@@ -199,13 +215,29 @@ class GeometryCallback(TrainerCallback):  # type: ignore[misc]
             return
         statistics = self.monitor.statistics
         notes = {"step": packed["step"]}
-        write_file(folder / state_file(args), unpack_state(packed, statistics), notes)
+        write_file(folder / self._state_file(args), unpack_state(packed, statistics), notes)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take the hooks off."""
+        """Log the geometry of the steps since the last logging, and take the hooks off."""
+        scalars = self.monitor.take_rest(state.global_step)
+        self._log({f"geometry/{name}": value for name, value in scalars.items()})
         self.close()
 
     # Of its own
+
+    def _tell_of_evaluations(self, trainer: Trainer) -> None:
+        """See to it that evaluations are noticed before they begin, for which there is no event."""
+        if trainer not in self._told_of:
+            trainer.evaluate = evaluating(trainer.evaluate, trainer, self)
+            self._told_of.add(trainer)
+
+    def _state_file(self, args: Any) -> str:
+        """Name of the file for the state of one process; of several callbacks each has its own."""
+        assert self._trainer is not None
+        callbacks = self._trainer.callback_handler.callbacks
+        number = [c for c in callbacks if isinstance(c, GeometryCallback)].index(self) + 1
+        which = f"-{number}" if number > 1 else ""
+        return f"geomhooks-{TRAIN}-{args.process_index}{which}.safetensors"
 
     def _load(self, path: Path, step: int) -> None:
         if not path.exists():
@@ -271,14 +303,29 @@ def closing(train: Any, callback: GeometryCallback) -> Any:
     return train_and_close
 
 
+def evaluating(evaluate: Any, trainer: Trainer, callback: GeometryCallback) -> Any:
+    """A function that evaluates, while the callback counts; as long as the trainer has it."""
+
+    @functools.wraps(evaluate)
+    def count_and_evaluate(*args: Any, **kwargs: Any) -> Any:
+        if callback not in trainer.callback_handler.callbacks:
+            return evaluate(*args, **kwargs)
+        callback._trainer = trainer
+        callback.monitor.ranks = ranks_of(trainer)
+        with callback.monitor.evaluating(trainer.model, trainer.state.global_step):
+            return evaluate(*args, **kwargs)
+
+    return count_and_evaluate
+
+
+def ranks_of(trainer: Trainer) -> Ranks:
+    """The processes that read other data than this one."""
+    return Ranks.of_mesh(getattr(trainer.accelerator, "torch_device_mesh", None))
+
+
 def checkpoint_folder(args: Any, state: Any) -> Path:
     """Where the Trainer saves a checkpoint of this step."""
     return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-
-
-def state_file(args: Any) -> str:
-    """Name of the file for the state of one process."""
-    return f"geomhooks-{TRAIN}-{args.process_index}.safetensors"
 
 
 def prefix_of(metrics: Mapping[str, Any]) -> str:

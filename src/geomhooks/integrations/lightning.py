@@ -7,7 +7,7 @@ It is given to the Trainer::
 
 Wherever the Trainer logs, every ``log_every_n_steps`` steps, it logs the geometry of the steps
 since the last time as ``train_geometry/<site>/<statistic>/...``, and after each validation
-``val_geometry/...``.
+``val_geometry/...``; what is left when training ends is logged then.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from geomhooks.errors import MissingExtraError
 from geomhooks.forwards.schedule import When
@@ -48,8 +50,13 @@ class GeometryCallback(Callback):
     """Logs the geometry of a module while Lightning trains and validates it.
 
     The state is in Lightning's checkpoints, and a run that goes on from one ends with the same
-    numbers as one that was not interrupted. The forwards of the sanity check before training do
-    not count. The hooks come off when the Trainer is done, also by an exception.
+    numbers as one that was not interrupted. The hooks come off when the Trainer is done, also by an
+    exception.
+
+    Training is what runs in its training batches, whatever mode parts of the module are in, and
+    evaluation what runs in its validation, also where ``validate`` is called by itself. What else
+    the module is used for does not count: the sanity check before training, tests, predictions, or
+    samples that another callback lets it write.
 
     Where several processes train, the numbers are those of all together, as if one had seen all the
     data (under ``ModelParallelStrategy``: of all that read other data than the first one), and are
@@ -69,7 +76,8 @@ class GeometryCallback(Callback):
             False gives numbers of all steps so far.
         scalars: globs over the names of scalars to log; ``"*"`` logs all, some hundred a site.
         history: file to keep a :class:`geomhooks.History` of training in, with all scalars of every
-            logging; validation goes to a file beside it, such as ``history.val.safetensors``.
+            logging; validation goes to a file beside it, such as ``history.val.safetensors``, and
+            one outside of training to none.
         snapshots: of how many steps the history keeps the whole geometry.
         options: further arguments of :func:`geomhooks.watch`, such as ``positions``.
 
@@ -134,23 +142,33 @@ class GeometryCallback(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
         """Log at those steps at which Lightning logs."""
-        if trainer.global_step == self._last_step:
-            return  # gradients are accumulated
+        self.monitor.end_step()
+        stepped = trainer.global_step != self._last_step
         self._last_step = trainer.global_step
+        if not stepped and pl_module.automatic_optimization:
+            return  # gradients are accumulated
         self._stepped += 1
         every = trainer.log_every_n_steps
         if every and self._stepped % every == 0:
-            scalars = self.monitor.take_train(trainer.global_step)
-            named = {f"train_geometry/{name}": value for name, value in scalars.items()}
-            pl_module.log_dict(named, on_step=True, on_epoch=False, batch_size=1)
+            self._log_train(trainer, self.monitor.take_train(trainer.global_step))
+
+    def _log_train(self, trainer: Any, scalars: Mapping[str, float]) -> None:
+        """As Lightning's own monitors do; ``log_dict`` would repeat a value until the next one."""
+        named = {f"train_geometry/{name}": value for name, value in scalars.items()}
+        if named:
+            tensors = {name: torch.tensor(value) for name, value in named.items()}
+            trainer.callback_metrics.update(tensors)
+            trainer.logged_metrics.update(tensors)
+            for logger in trainer.loggers:
+                logger.log_metrics(named, step=self._stepped - 1)
 
     # Validation
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Put the hooks for validation on, the first time."""
+        """What runs from now on is validation."""
         if not trainer.sanity_checking:
             self.monitor.ranks = ranks_of(trainer)
-            self.monitor.start_evaluation(pl_module)
+            self.monitor.begin_evaluation(pl_module, trainer.global_step)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log what validation has shown."""
@@ -164,7 +182,8 @@ class GeometryCallback(Callback):
     # Ending
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write the histories."""
+        """Log the geometry of the steps since the last logging, and write the histories."""
+        self._log_train(trainer, self.monitor.take_rest(trainer.global_step))
         self.monitor.save_histories()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

@@ -1,8 +1,11 @@
 """What the callbacks of all training libraries do: watch, take windows, log, and keep a history.
 
-Training and evaluation have a watch each, so that neither counts in the other's numbers. Where
-several ranks train, the numbers are those of all together, and every rank takes them: at the places
-where a Trainer itself has all its ranks meet, and never in a forward.
+Training and evaluation have a watch each, so that neither counts in the other's numbers. Which of
+them a forward belongs to, if to any, says the Trainer's own place at the time: who lets a model
+write samples between two steps neither trains nor evaluates it.
+
+Where several ranks train, the numbers are those of all together, and every rank takes them: at the
+places where a Trainer itself has all its ranks meet, and never in a forward.
 """
 
 from __future__ import annotations
@@ -11,14 +14,18 @@ import difflib
 import inspect
 import os
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from torch import nn
 
-from geomhooks.errors import HistoryError, WatchError
+from geomhooks.errors import GeomhooksError, HistoryError, NothingCountedError, WatchError
 from geomhooks.forwards.schedule import Schedule, When
 from geomhooks.history import History, Snapshots, select_scalars
 from geomhooks.integrations.ranks import Ranks
@@ -62,7 +69,8 @@ class Monitor:
             False gives numbers of all steps so far.
         scalars: globs over the names of scalars to log; ``"*"`` logs all, some hundred a site.
         history: file to keep a :class:`geomhooks.History` of training in, all scalars of every
-            logging; evaluation goes to a file beside it, ``history.eval.safetensors``.
+            logging; evaluation goes to a file beside it, ``history.eval.safetensors``, and one
+            outside of training to none.
         snapshots: of how many steps the history keeps the whole geometry.
         options: further arguments of :func:`geomhooks.watch`, such as ``positions``.
 
@@ -104,6 +112,9 @@ class Monitor:
         self._saved_at = time.monotonic()
         self._a_step_counted = False
         self._went_on = False
+        self._taken = -1  # the step of the last window
+        self._evaluated = (-1, 0)  # the last step at which there were evaluations, and how many
+        self._trains = False
         self._state: Mapping[str, Any] | None = None
         self.keeps_history = True
         self.ranks = Ranks()
@@ -121,19 +132,23 @@ class Monitor:
         """
         self.stop()
         self._open_histories(step)
-        self._a_step_counted, self._went_on = False, step > 0
+        self._a_step_counted, self._went_on, self._taken = False, step > 0, step - 1
+        self._trains = True
         if self._when != "eval":
             self.train = watch(model, when="train", every=self._every, **self._watch)
+            self.train.mode_of = model  # a part of it that is frozen in evaluation mode trains
             if self._state is not None:
                 self.train.load_state_dict(self._state)
             self.train.step(step)
+            self.train.pause()
             self.train.attach()
         self._state = None
 
     def start_evaluation(self, model: nn.Module) -> None:
-        """Watch a model that is, or will be, evaluated."""
+        """Watch a model that will be evaluated."""
         if self._when != "train" and self.evaluation is None:
-            self.evaluation = watch(model, when="eval", **self._watch).attach()
+            self.evaluation = watch(model, **self._watch).attach()
+            self.evaluation.pause()
 
     def stop(self) -> None:
         """Take the hooks off and write the histories; what was counted may still be read."""
@@ -142,42 +157,86 @@ class Monitor:
                 watched.detach()
         self.evaluation = None
         self.save_histories()
+        self._trains = False
 
     # Steps and windows
 
     def begin_step(self, step: int) -> None:
-        """A step of training begins."""
+        """A step of training begins, or goes on with another batch."""
         if self.train is not None:
             self.train.step(step)
+            self.train.resume()
             self._a_step_counted |= not self.train.paused
+
+    def end_step(self) -> None:
+        """The forwards of a step, or of one of its batches, are over."""
+        if self.train is not None:
+            self.train.pause()
+
+    @contextmanager
+    def evaluating(self, model: nn.Module, step: int) -> Iterator[None]:
+        """What runs is evaluation; outside of training the hooks come off at the end."""
+        self.begin_evaluation(model, step)
+        try:
+            yield
+        finally:
+            if self.evaluation is not None:
+                self.evaluation.pause()
+                if not self._trains:
+                    self.evaluation.detach()
+                    self.evaluation = None
+
+    def begin_evaluation(self, model: nn.Module, step: int) -> None:
+        """What runs from now on is evaluation, until its numbers are taken."""
+        self.end_step()
+        self.start_evaluation(model)
+        if self.evaluation is not None:
+            before, number = self._evaluated
+            self._evaluated = step, number + 1 if step == before else 1
+            if self.train is not None:
+                name = f"evaluation {self._evaluated}"
+                self.evaluation._begin_shard(shard_after(self.train, name))
+            else:
+                self.evaluation.reset()  # of one that was broken off
+            self.evaluation.resume()
 
     def take_train(self, step: int) -> dict[str, float]:
         """What to log of training since the last time; nothing where no step has counted."""
-        if self.train is None or not (self._a_step_counted or self._went_on):
+        if self.train is None or step <= self._taken or not (self._a_step_counted or self._went_on):
             return {}  # the same on all ranks, or some would wait for the others
         try:
             geometry = self._geometry(self.train, f"step {step} of training")
-        except WatchError:
+        except NothingCountedError:
             if self._a_step_counted:
                 raise
             return {}
+        self._taken = step
         if self._window:
-            self.train.reset()
+            self.train._begin_shard(shard_after(self.train, "the next window"))
             self._a_step_counted = self._went_on = False
         return self._take(step, geometry, TRAIN)
+
+    def take_rest(self, step: int) -> dict[str, float]:
+        """What to log at the end of training, of the steps since the last time."""
+        try:
+            return self.take_train(step)
+        except GeomhooksError as error:  # not worth the end of a training, such as its last save
+            warnings.warn(f"of the last steps there is no geometry: {error}", stacklevel=2)
+            return {}
 
     def take_evaluation(self, step: int, series: str = "eval") -> dict[str, float]:
         """What to log of the evaluation that has ended; the next one begins anew."""
         if self.evaluation is None:
             return {}
-        geometry = self._geometry(self.evaluation, f"the end of {series} at step {step}")
+        self.evaluation.pause()
+        try:
+            geometry = self._geometry(self.evaluation, f"the end of {series} at step {step}")
+        except NothingCountedError as error:  # it has no data, or runs in another program
+            warnings.warn(f"of this evaluation there is no geometry: {error}", stacklevel=2)
+            return {}
         self.evaluation.reset()
-        return self._take(step, geometry, series)
-
-    def forget_evaluation(self) -> None:
-        """Drop what was counted in evaluation mode since the last evaluation."""
-        if self.evaluation is not None:
-            self.evaluation.reset()
+        # One on the data of training may be called so too, and is not part of its history.
+        return self._take(step, geometry, f"eval_{series}" if series == TRAIN else series)
 
     def _geometry(self, watched: Watch, place: str) -> Geometry:
         """What all ranks have counted together, the same on each."""
@@ -189,7 +248,7 @@ class Monitor:
     def _take(self, step: int, geometry: Geometry, series: str) -> dict[str, float]:
         if self._unchecked and not lacks_results(geometry):
             self._check_patterns(geometry.scalars())
-        history = self._history(series)
+        history = self._history(series) if self._trains else None
         if history is not None:
             history.cut(step - 1)  # of two evaluations at one step the later one stays
             history.append(step, geometry)
@@ -224,7 +283,8 @@ class Monitor:
         assert self._path is not None
         if series == TRAIN:
             return self._path
-        return self._path.with_name(f"{self._path.stem}.{series}{self._path.suffix}")
+        name = quote(series, safe=" ")  # data sets are called org/name
+        return self._path.with_name(f"{self._path.stem}.{name}{self._path.suffix}")
 
     def _open_histories(self, step: int) -> None:
         """Begin histories, or go on with those of the steps up to this one."""
@@ -265,6 +325,15 @@ class Monitor:
                 history.save(self._path_of(series))
                 self._written.add(self._path_of(series))
         self._saved_at = time.monotonic()
+
+
+def shard_after(watched: Watch, name: str) -> str:
+    """An id that follows from that of a watch's window, which is in the checkpoints.
+
+    The id decides which contexts are kept of more than there is room for, and a run that goes on
+    from a checkpoint is to keep the same ones.
+    """
+    return uuid.uuid5(uuid.UUID(watched._plan.state.shards[0]), name).hex
 
 
 def lacks_results(geometry: Geometry) -> bool:

@@ -137,7 +137,7 @@ class FactorActivations:
         ]
         if not inside:
             raise TextError(f"the tokenizer makes no token of the word {words[place]!r}")
-        return MarkedTokens(torch.tensor(made["input_ids"]), inside[-1])
+        return MarkedTokens(torch.tensor(made["input_ids"], device="cpu"), inside[-1])
 
     def of_words(
         self, sentences: Sequence[Sequence[str]], places: Sequence[int], factor: int
@@ -155,13 +155,13 @@ class FactorActivations:
         marked = [self.mark(words, at) for words, at in zip(sentences, places, strict=True)]
         if not marked:
             raise ValueError("sentences: there is none")
-        lengths = torch.tensor([len(each.ids) for each in marked])
-        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        lengths = torch.tensor([len(each.ids) for each in marked], device="cpu")
+        mask = (torch.arange(int(lengths.max()), device="cpu") < lengths[:, None]).long()
         pads = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        ids = torch.full(mask.shape, next(pad for pad in pads if pad is not None))
+        ids = torch.full(mask.shape, next(pad for pad in pads if pad is not None), device="cpu")
         ids[mask.bool()] = torch.cat([each.ids for each in marked])
-        rows = torch.arange(len(marked))
-        at = torch.tensor([each.position for each in marked])
+        rows = torch.arange(len(marked), device="cpu")
+        at = torch.tensor([each.position for each in marked], device="cpu")
         found = []
         for first in range(0, len(marked), self.batch_size):
             part = slice(first, first + self.batch_size)

@@ -139,10 +139,12 @@ def _contexts(
 
 
 def _pad(contexts: Sequence[_Context], pad: int, after: Cursor, done: float) -> Batch:
-    lengths = torch.tensor([len(context.token_ids) for context in contexts])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    input_ids = torch.full(mask.shape, pad)
-    input_ids[mask] = torch.tensor([i for context in contexts for i in context.token_ids])
-    identities = torch.tensor([context.identity for context in contexts])
-    sources = torch.tensor([context.after.source for context in contexts])
+    lengths = torch.tensor([len(context.token_ids) for context in contexts], device="cpu")
+    mask = torch.arange(int(lengths.max()), device="cpu") < lengths[:, None]
+    input_ids = torch.full(mask.shape, pad, device="cpu")
+    input_ids[mask] = torch.tensor(
+        [i for context in contexts for i in context.token_ids], device="cpu"
+    )
+    identities = torch.tensor([context.identity for context in contexts], device="cpu")
+    sources = torch.tensor([context.after.source for context in contexts], device="cpu")
     return Batch(input_ids, mask.long(), identities, sources, int(lengths.sum()), after, done)

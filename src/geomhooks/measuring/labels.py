@@ -52,7 +52,7 @@ class Labels:
         """
         if not self.capacity:
             return
-        priorities = hash_keys(torch.tensor(ids, dtype=torch.int64)).tolist()
+        priorities = hash_keys(torch.tensor(ids, dtype=torch.int64, device="cpu")).tolist()
         for row, (identity, priority) in enumerate(zip(ids, priorities, strict=True)):
             if self._highest is None or priority <= self._highest:
                 self._found[identity] = _short(text(row))
@@ -68,7 +68,7 @@ class Labels:
         if len(self._found) <= self.capacity:
             return
         ids = list(self._found)
-        priorities = hash_keys(torch.tensor(ids, dtype=torch.int64))
+        priorities = hash_keys(torch.tensor(ids, dtype=torch.int64, device="cpu"))
         kept = priorities.topk(self.capacity, largest=False)
         self._highest = int(kept.values.max())
         self._found = {ids[row]: self._found[ids[row]] for row in sorted(kept.indices.tolist())}

@@ -101,7 +101,7 @@ def reduce_fused(
     target = position_sum
     if target is None:
         rows = length if columns else tokens.capacity
-        target, start = torch.zeros((rows, width), dtype=torch.float64), 0
+        target, start = torch.zeros((rows, width), dtype=torch.float64, device="cpu"), 0
     workers = workers_for(out) if columns else 1
     block = np.empty((1, native.scratch(batch, length, width, workers)))
     groups = np.empty((workers, (batch if tokens.segments is None else tokens.number) + 1, width))
@@ -128,7 +128,7 @@ def reduce_move_fused(out: Tensor, into: Tensor) -> Reduced:
     found = np.empty((8, *out.shape[:2]))
     load("moves").run_moves(*alike(out, into), found, workers_for(out))
     sums = dict(zip(load("sums").FOUND, torch.from_numpy(found).unbind(), strict=True))
-    keep = torch.ones(out.shape[:2], dtype=torch.bool)
+    keep = torch.ones(out.shape[:2], dtype=torch.bool, device="cpu")
     return Reduced(keep, **{name: sums[name] for name in MOVES})
 
 

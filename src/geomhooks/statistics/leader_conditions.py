@@ -54,5 +54,5 @@ def conditions(facts: Any, width: int, known: Tensor) -> Any:
     if not bool(known):
         return Unavailable("no forward has been looked at")
     reasons = reasons_against(facts, width)
-    hold = torch.tensor(not reasons)
+    hold = torch.tensor(not reasons, device="cpu")
     return Result(**{name: facts[name] for name in FACTS[:5]}, hold=hold, reasons=reasons)

@@ -233,10 +233,10 @@ class PosCtx(Statistic):
             nothing = "no finite token has been counted at this site"
             moments = (*MATRICES, *MOMENTS) if self.second_moment else ()
             names = (*FITTED, *DERIVED, "position_mean", *moments)
-            none = torch.zeros(0, dtype=torch.int64)
+            none = torch.zeros(0, dtype=torch.int64, device=shift.device)
             return {name: Unavailable(nothing) for name in names} | {
                 **dict.fromkeys((*OF_CONTEXTS, "position_count"), none),
-                "count": torch.tensor(0),
+                "count": torch.tensor(0, device=shift.device),
                 "contexts": contexts["closed"],
                 "split_contexts": contexts["split"],
                 # Tokens that the stream has had, and were all left out here.
@@ -268,7 +268,7 @@ class PosCtx(Statistic):
             "count": tokens,
             "contexts": contexts["closed"],
             "split_contexts": contexts["split"],
-            "exact": torch.tensor(same and not split),
+            "exact": torch.tensor(same and not split, device=shift.device),
         }
         moment: SecondMoment | None = state.get("moment")
         if same:

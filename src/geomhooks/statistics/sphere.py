@@ -209,7 +209,9 @@ class Sphere(Statistic):
             "concentration": concentration(resultant, site.width - 1, variance),
             "anisotropy": mean_pairwise_cosine(raw_total, raw_count),
             "log_radius_histogram": histogram[0] if first else histogram.sum(0),
-            "log_radius_edges": torch.linspace(LOW, HIGH, BINS - 1, dtype=torch.float64),
+            "log_radius_edges": torch.linspace(
+                LOW, HIGH, BINS - 1, dtype=torch.float64, device=histogram.device
+            ),
             "non_finite": lost[0] if first else lost.sum(),
         }
 

@@ -101,7 +101,7 @@ def add_notes(notes: Iterable[Note], paths: dict[Any, Tensor]) -> None:
 def add_group_native(group: list[Note], paths: dict[Any, Tensor]) -> None:
     """What :func:`add_group` does, by the compiled loops."""
     native, tokens, stack = load("notes"), group[0].tokens, group[0].site.stack
-    nowhere = torch.full(tokens.real.shape, float("nan"), dtype=torch.float64)
+    nowhere = torch.full(tokens.real.shape, float("nan"), dtype=torch.float64, device="cpu")
     before = paths.setdefault((stack, tokens.real.shape), nowhere)
     records = records_of(group)
     found = [note.reduced for note in group]

@@ -129,7 +129,7 @@ class Trajectories(Statistic):
             if isinstance(self.contexts, tuple):
                 wanted += f" of {self.contexts}, ids that watch.tokens(contexts=...) gives,"
             reason = Unavailable(f"{wanted} has been counted at positions below {kept.length}")
-            known = {"count": torch.tensor(count)}
+            known = {"count": torch.tensor(count, device="cpu")}
             return dict.fromkeys(("states", "token_ids", "filled", "contexts"), reason) | known
         length = int((kept["times"][rows] > 0).any(0).nonzero().max()) + 1
         states: TokenStates = state["states"]

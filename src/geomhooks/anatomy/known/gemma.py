@@ -97,7 +97,7 @@ def gemma_embeddings(around: Around) -> Embeddings:
     """Of tokens, times the square root of the width."""
     table = around.table("embed_tokens")
     # Rounded as the model does: to 55.5 instead of 55.4 in bfloat16 at width 3072.
-    scale = torch.tensor(table.shape[1] ** 0.5).to(table.dtype)
+    scale = torch.tensor(table.shape[1] ** 0.5, device="cpu").to(table.dtype)
     return Embeddings(table, scale=float(scale))
 
 

@@ -98,7 +98,7 @@ def granger_test(cause: Tensor, effect: Tensor, *, most_lags: int = 15) -> Grang
         min(1.0, lags * smallest),
         smallest,
         1 + p_values.index(smallest),
-        torch.tensor(p_values, dtype=torch.float64),
+        torch.tensor(p_values, dtype=torch.float64, device="cpu"),
         len(x),
     )
 

@@ -199,7 +199,7 @@ def _alikeness(
     nearer: bool = False,
 ) -> Alikeness:
     """Value, interval and p-value of a statistic of indices into the rows of both sides."""
-    every = torch.arange(number)
+    every = torch.arange(number, device="cpu")
     value = statistic(every, every)
     # Four rows are needed for any number, so that the largest group has to leave as many behind.
     if number - math.ceil(number / min(max(2, groups), number)) >= 4 and not math.isnan(value):
@@ -251,7 +251,7 @@ def _centred(k: Tensor) -> Tensor:
 def _unbiased_product(k: Tensor, m: Tensor) -> float:
     """HSIC_1, times n (n - 3), of two matrices of similarities whose diagonal does not count."""
     number = len(k)
-    off = 1 - torch.eye(number, dtype=k.dtype)
+    off = 1 - torch.eye(number, dtype=k.dtype, device=k.device)
     k, m = k * off, m * off
     sums = k.sum(0), m.sum(0)
     whole = float(sums[0].sum() * sums[1].sum()) / ((number - 1) * (number - 2))

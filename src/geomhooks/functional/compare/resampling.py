@@ -161,10 +161,10 @@ def jackknife_interval(
     groups = min(groups, number)
     if groups < 2:
         raise ValueError(f"groups={groups}: two or more are needed")
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed), device="cpu")
     left = []
     for group in range(groups):
-        stay = torch.ones(number, dtype=torch.bool)
+        stay = torch.ones(number, dtype=torch.bool, device="cpu")
         stay[order[group::groups]] = False
         left.append(statistic(stay.nonzero()[:, 0]))
     deviations = np.asarray(left) - np.mean(left)
@@ -192,7 +192,10 @@ def permuted(
         return Permuted(math.nan, math.nan)
     generator = torch.Generator().manual_seed(seed)
     null = np.array(
-        [statistic(torch.randperm(number, generator=generator)) for _ in range(permutations)]
+        [
+            statistic(torch.randperm(number, generator=generator, device="cpu"))
+            for _ in range(permutations)
+        ]
     )
     as_large = int((null >= value - tolerance(value)).sum())
     return Permuted((1 + as_large) / (1 + permutations), float(null.mean()))

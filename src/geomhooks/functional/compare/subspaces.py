@@ -108,7 +108,7 @@ def subspace_angles(
     def overlap(order: Tensor) -> float:
         return float((bases[0].T @ bases[1][order]).square().sum()) / dimensions
 
-    value = overlap(torch.arange(number))
+    value = overlap(torch.arange(number, device="cpu"))
     return SubspaceAngles(
         _angles(*bases),
         value,
@@ -199,8 +199,9 @@ def _angles(large: Tensor, small: Tensor) -> Tensor:
 def _random_angles(n: int, dimensions: int, seed: int) -> Tensor:
     """Mean principal angles of two random spaces, of which one may as well be a fixed one."""
     generator = torch.Generator().manual_seed(seed)
-    found, fixed = torch.zeros(dimensions).double(), torch.eye(n, dimensions).double()
+    found = torch.zeros(dimensions, dtype=torch.float64, device="cpu")
+    fixed = torch.eye(n, dimensions, dtype=torch.float64, device="cpu")
     for _ in range(RANDOM_SPACES):
-        entries = torch.randn(n, dimensions, generator=generator, dtype=torch.float64)
+        entries = torch.randn(n, dimensions, generator=generator, dtype=torch.float64, device="cpu")
         found += _angles(fixed, torch.linalg.qr(entries).Q) / RANDOM_SPACES
     return found

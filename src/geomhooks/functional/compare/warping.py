@@ -116,7 +116,7 @@ def warping_distances(runs: Sequence[Tensor], *, normalise: bool = True) -> Tens
     if normalise:
         series = [z_normalise(one) for one in series]
     arrays = [one.contiguous().numpy() for one in series]
-    distances = torch.zeros(len(runs), len(runs), dtype=torch.float64)
+    distances = torch.zeros(len(runs), len(runs), dtype=torch.float64, device="cpu")
     for i in range(len(runs)):
         for j in range(i):
             distances[i, j] = distances[j, i] = library.distance(

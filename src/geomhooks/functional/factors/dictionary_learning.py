@@ -68,7 +68,7 @@ def initial_dictionary(factors: int, width: int, *, seed: int = 0) -> Tensor:
     if factors < 1 or width < 1:
         raise ValueError(f"a dictionary of {factors} factors of width {width}: both at least 1")
     generator = torch.Generator().manual_seed(seed)
-    return unit_rows(torch.randn(factors, width, generator=generator))
+    return unit_rows(torch.randn(factors, width, generator=generator, device="cpu"))
 
 
 def word_weights(counts: Tensor) -> Tensor:

@@ -227,7 +227,7 @@ def masked_saliency(
     intercept, explained, score, _ = base.explain_instance_with_data(
         design, numbers[:, None], distances, 0, min(features, len(places))
     )
-    weights = torch.zeros(len(ids), dtype=torch.float64)
+    weights = torch.zeros(len(ids), dtype=torch.float64, device="cpu")
     for place, weight in explained:
         weights[places[int(place)]] = float(weight)
     return Saliency(weights, float(intercept), float(score), float(numbers[0]))
@@ -236,9 +236,9 @@ def masked_saliency(
 def drawn(samples: int, number: int, seed: int) -> Tensor:
     """Who is there, (samples, number) bool: in the first row all, in no other one."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(1, number + 1, (samples, 1), generator=generator)
+    sizes = torch.randint(1, number + 1, (samples, 1), generator=generator, device="cpu")
     sizes[0] = 0
-    rank = torch.rand(samples, number, generator=generator).argsort(1).argsort(1)
+    rank = torch.rand(samples, number, generator=generator, device="cpu").argsort(1).argsort(1)
     return rank >= sizes
 
 

@@ -105,7 +105,7 @@ def importance_levels(
     if not 0 <= bounds[0] <= bounds[1] <= 1:
         raise ValueError(f"bounds={bounds!r}: two depths from 0 to 1 are needed, the lesser first")
     if depth is None:
-        depth = torch.linspace(0, 1, layers, dtype=importance.dtype)
+        depth = torch.linspace(0, 1, layers, dtype=importance.dtype, device=importance.device)
     if tuple(depth.shape) != (layers,):
         raise ValueError(
             f"depth: one for each of {layers} layers is needed, found {tuple(depth.shape)}"
@@ -117,7 +117,7 @@ def importance_levels(
         found = importance @ depth / total
     else:
         found = torch.where(total > 0, depth[importance.argmax(1)], torch.nan)
-    level = torch.bucketize(found, torch.tensor(bounds).to(found))
+    level = torch.bucketize(found, torch.tensor(bounds, device="cpu").to(found))
     return FactorLevels(torch.where(total > 0, level, -1), found)
 
 

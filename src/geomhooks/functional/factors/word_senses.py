@@ -131,7 +131,7 @@ def best_threshold(activation: Tensor, has_sense: Tensor) -> float:
         raise ValueError("has_sense: no occurrence has the sense")
     values, order = activation.sort(descending=True)
     right = has_sense[order].cumsum(0)
-    taken = torch.arange(1, len(values) + 1)
+    taken = torch.arange(1, len(values) + 1, device=values.device)
     f1 = 2 * right / (taken + right[-1])
     # Equal activations are taken together.
     last = torch.ones_like(has_sense)
@@ -169,7 +169,8 @@ def halves(has_sense: Tensor, seed: int) -> Tensor:
     chosen = torch.zeros_like(has_sense)
     for part in (has_sense, ~has_sense):
         at = part.nonzero()[:, 0]
-        chosen[at[torch.randperm(len(at), generator=generator)[: len(at) // 2]]] = True
+        order = torch.randperm(len(at), generator=generator, device="cpu")
+        chosen[at[order[: len(at) // 2]]] = True
     return chosen
 
 

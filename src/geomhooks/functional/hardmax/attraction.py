@@ -80,11 +80,13 @@ def convergence_rate(step: float | Tensor) -> float:
     """
     if not isinstance(step, Tensor) or not step.ndim:
         number = float(step) if isinstance(step, Tensor) else step
-        return 1 - float(step_gain(number, torch.empty(0)))
+        return 1 - float(step_gain(number, torch.empty(0, device="cpu")))
     step = as_float(step)
     gain = step_gain(step, step)
     assert isinstance(gain, Tensor)
-    return float(torch.linalg.eigvals(torch.eye(len(gain)).to(gain) - gain).abs().max())
+    return float(
+        torch.linalg.eigvals(torch.eye(len(gain), device=gain.device).to(gain) - gain).abs().max()
+    )
 
 
 def supports(states: Tensor, directions: Tensor, valid: Tensor | None = None) -> Tensor:

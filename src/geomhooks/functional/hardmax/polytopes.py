@@ -99,7 +99,10 @@ def limiting_polytope(
     sets = sum(comb(number, size) for size in range(2, largest + 1))
     if sets > MOST:
         raise ValueError(f"{number} vertices in {width} dimensions have {sets} sets, beyond {MOST}")
-    points, faces = [vertices[:0]], [torch.zeros((0, number), dtype=torch.bool).to(rows.device)]
+    points, faces = (
+        [vertices[:0]],
+        [torch.zeros((0, number), dtype=torch.bool, device=rows.device)],
+    )
     for size in range(2, largest + 1):
         chosen = torch.tensor(list(combinations(range(number), size)), device=rows.device)
         grams = products[chosen[:, :, None], chosen[:, None, :]]
@@ -117,7 +120,9 @@ def limiting_polytope(
     # A face that is no simplex is found by each of its simplices around the point.
     every, of = torch.unique(torch.cat(faces), dim=0, return_inverse=True)
     place = torch.zeros((len(every), width)).to(vertices).index_copy_(0, of, torch.cat(points))
-    order = torch.tensor(sorted(range(len(place)), key=lambda row: place[row].tolist())).long()
+    order = torch.tensor(
+        sorted(range(len(place)), key=lambda row: place[row].tolist()), device=place.device
+    ).long()
     return LimitingPolytope(vertices, place[order], every[order])
 
 

@@ -61,7 +61,7 @@ def random_directions(number: int, width: int, seed: int = 0) -> Tensor:
         tensor([1.0000, 1.0000, 1.0000])
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(number, width, generator=generator)
+    drawn = torch.randn(number, width, generator=generator, device="cpu")
     units: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
     return units
 

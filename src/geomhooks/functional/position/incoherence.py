@@ -112,5 +112,6 @@ def expected_incoherence(dimension: int, pairs: int) -> Incoherence:
         )
     mean, largest = _expected(int(dimension), int(pairs))
     return Incoherence(
-        torch.tensor(mean, dtype=torch.float64), torch.tensor(largest, dtype=torch.float64)
+        torch.tensor(mean, dtype=torch.float64, device="cpu"),
+        torch.tensor(largest, dtype=torch.float64, device="cpu"),
     )

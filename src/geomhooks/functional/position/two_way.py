@@ -107,8 +107,8 @@ def connected_positions(gram: Tensor) -> list[list[int]]:
         [[0, 1], [2]]
     """
     # An entry is a sum of reciprocals of context lengths, at least 1 / T^2: far above rounding.
-    joined = gram > 1e-9
-    unseen = torch.ones(len(gram), dtype=torch.bool)
+    joined = (gram > 1e-9).cpu()  # each step of the search is read
+    unseen = torch.ones(len(gram), dtype=torch.bool, device="cpu")
     groups = []
     for position in range(len(gram)):
         if not unseen[position]:

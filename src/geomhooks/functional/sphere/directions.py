@@ -40,7 +40,7 @@ def mean_pairwise_cosine(unit_sum: Tensor, count: Tensor) -> Tensor:
         True
     """
     cosine = (unit_sum.square().sum(-1) - count) / (count * (count - 1))
-    return cosine.masked_fill(torch.as_tensor(count < 2), float("nan"))
+    return cosine.masked_fill(torch.as_tensor(count < 2, device=cosine.device), float("nan"))
 
 
 def concentration(resultant: Tensor, dimension: int, variance: Tensor | None = None) -> Tensor:

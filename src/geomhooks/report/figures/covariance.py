@@ -53,7 +53,7 @@ def covariance_spectrum(geometry: Geometry) -> go.Figure:
         index = list(range(1, len(shares) + 1))
         shown = torch.where(shares > SMALLEST, shares, torch.nan)
         behind_x += [*index, float("nan")]
-        behind_y += [shown, torch.full((1,), torch.nan, dtype=shown.dtype)]
+        behind_y += [shown, torch.full((1,), torch.nan, dtype=shown.dtype, device=shown.device)]
         titles[site] = (
             f"How variance is spread: effective rank {float(found.effective_rank):.4g}, "
             f"leading share {float(found.leading_share):.0%}"

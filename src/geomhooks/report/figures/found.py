@@ -78,7 +78,7 @@ def numbers(values: Tensor | Sequence[Any]) -> np.ndarray:
     if isinstance(values, Tensor):
         tensor = values.detach().cpu()
     else:
-        tensor = torch.tensor([float(value) for value in values], dtype=torch.float64)
+        tensor = torch.tensor([float(value) for value in values], dtype=torch.float64, device="cpu")
     wide = tensor.dtype is torch.float64 and tensor.numel() <= SINGLE
     return np.ascontiguousarray(tensor.to(torch.float64 if wide else torch.float32).numpy())
 

@@ -167,7 +167,7 @@ def _as_seen(points: Tensor) -> Tensor:
     """Points (n, 2 or 3) on the plane of the picture, those in space from where the camera is."""
     if points.shape[1] == 2:
         return points
-    eye = torch.tensor([EYE[letter] for letter in "xyz"], dtype=points.dtype)
+    eye = torch.tensor([EYE[letter] for letter in "xyz"], dtype=points.dtype, device=points.device)
     right = torch.stack([-eye[1], eye[0], torch.zeros_like(eye[2])])
     above = torch.linalg.cross(eye, right)
     return points @ torch.stack([right / right.norm(), above / above.norm()], 1)
