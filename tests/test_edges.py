@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import geomhooks as gh
 from tests.models import Stack
@@ -72,6 +72,59 @@ def test_a_site_that_is_itself_the_module_whose_call_opens_the_stream() -> None:
         model(inputs_embeds=torch.randn(2, 3, 8), attention_mask=mask)
     geometry = watch.geometry()
     assert [int(geometry[site].sphere.norm.count) for site in geometry.sites] == [5, 5]
+
+
+@torch.no_grad()
+def test_a_block_that_stands_in_several_places() -> None:
+    """It is one site, by its first name, also where another list holds it too."""
+    model = Stack(8)
+    model.blocks[1] = model.blocks[0]
+    model.every = nn.ModuleList(model.blocks)
+    with gh.watch(model) as watch:
+        model(torch.randn(2, 4, 8))
+    with pytest.warns(UserWarning, match="a module that runs several times"):
+        geometry = watch.geometry()
+    counts = {site: int(geometry[site].pos_ctx.count) for site in geometry.sites}
+    assert counts == {"blocks.0@in": 16, "blocks.0": 16, "blocks.2": 8}
+
+
+class Biased(nn.Module):
+    """Takes the hidden state by a name that nobody knows, and something else before it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, residual: Tensor, bias: Tensor) -> Tensor:
+        return residual + self.linear(residual) + bias
+
+
+class ByName(Stack):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.blocks = nn.ModuleList(Biased(width) for _ in range(3))
+
+    def forward(self, inputs_embeds: Tensor) -> Tensor:  # type: ignore[override]
+        for block in self.blocks:
+            inputs_embeds = block(bias=torch.ones(1, 1, 8), residual=inputs_embeds)
+        return inputs_embeds
+
+
+@torch.no_grad()
+def test_a_hidden_state_that_is_given_by_name() -> None:
+    """It is the first of the block's parameters, in whatever order they are given."""
+    states = torch.randn(5, 4, 8)
+    model = ByName(8)
+    with gh.watch(model) as watch:
+        model(states)
+    geometry = watch.geometry()
+    mean = states.double().mean((0, 1)).float()
+    torch.testing.assert_close(geometry["blocks.0@in"].pos_ctx.mean.float(), mean)
+    before, after = states, model.blocks[0](bias=torch.ones(1, 1, 8), residual=states)
+    centred = [one - one.mean(-1, keepdim=True) for one in (before, after)]
+    angle = torch.acos(torch.cosine_similarity(*centred, dim=-1)).mean()
+    found = geometry["blocks.0"].sphere.step_angle.mean
+    torch.testing.assert_close(found.float(), angle, rtol=1e-4, atol=0)
 
 
 @torch.no_grad()

@@ -102,6 +102,57 @@ def test_positions_that_begin_again_open_a_context() -> None:
 
 
 @torch.no_grad()
+def qwen_vl() -> nn.Module:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]
+        },
+    }  # fmt: skip
+    vision = {"depth": 1, "embed_dim": 8, "hidden_size": 16, "num_heads": 2}
+    return Qwen2VLForConditionalGeneration(
+        Qwen2VLConfig(text_config=text, vision_config=vision)
+    ).eval()
+
+
+@pytest.mark.parametrize("kinds", [3, 4])
+def test_positions_in_time_height_and_width(kinds: int) -> None:
+    """Left padding moves nothing, whether or not the positions in the text are given with them."""
+    positions = (LEFT.cumsum(1) - 1).clamp(min=0)
+    model = qwen_vl()
+    site = "model.language_model.layers.1"
+    with torch.no_grad(), gh.watch(model, [site], positions=16) as watch:
+        model(input_ids=ids(), attention_mask=LEFT, position_ids=positions.repeat(kinds, 1, 1))
+        cache = model(
+            input_ids=ids(), attention_mask=LEFT, position_ids=positions.repeat(kinds, 1, 1)
+        ).past_key_values
+        wider = torch.cat([LEFT, torch.ones(3, 1, dtype=torch.int64)], 1)
+        after = (positions[:, -1:] + 1).repeat(kinds, 1, 1)
+        model(input_ids=ids(3, 1), attention_mask=wider, position_ids=after, past_key_values=cache)
+    found = watch.geometry()[site].pos_ctx
+    assert found.context_length.tolist() == [3, 5, 4, 4, 6, 5]
+    assert found.position_count.tolist() == [6, 6, 6, 5, 3, 1]
+
+
+def test_texts_that_only_their_bounds_tell_apart() -> None:
+    """As kernels of flash attention are told where texts begin, with no position_ids."""
+    model = tiny_gpt2_lm()
+    bounds = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
+    positions = torch.tensor([[0, 1, 2, 0, 0, 1, 2, 3, 4]])
+    found = []
+    for told in ({"position_ids": positions}, {"cu_seq_lens_q": bounds}):
+        with torch.no_grad(), gh.watch(model, ["transformer.wte"]) as watch:
+            model(input_ids=ids(1, 9), **told)
+        found.append(watch.geometry()["transformer.wte"].pos_ctx)
+    assert found[1].context_length.tolist() == [3, 1, 5]
+    torch.testing.assert_close(found[1].pos, found[0].pos)
+    torch.testing.assert_close(found[1].ctx, found[0].ctx)
+
+
 def test_generation_is_one_full_forward() -> None:
     """Prompts padded on the left, generate() with its cache, nothing told to the watch."""
     model = tiny_gpt2_lm().double()

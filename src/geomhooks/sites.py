@@ -142,11 +142,13 @@ def find_stacks(model: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
         if any(_inside(name, other) for other in stacks):
             continue
         prefix = f"{name}." if name else ""
-        blocks = [
-            (prefix + canonical_name(n), unwrap(child))
+        named = {
+            prefix + canonical_name(n): unwrap(child)
             for n, child in module._modules.items()
             if child is not None
-        ]
+        }
+        # A block that stands in several places is one module, and has the first one's name.
+        blocks = [(n, child) for n, child in named.items() if n in modules]
         repeated = _repeated(blocks, plain=isinstance(module, nn.Sequential))
         if repeated:
             stacks[name] = repeated

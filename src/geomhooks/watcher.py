@@ -347,12 +347,14 @@ def watch(
     Which entries are real, their positions and contexts are read off the nearest call around a
     site that is given ``input_ids``, ``inputs_embeds``, their ``decoder_`` kin, pixels or audio
     features: off its ``attention_mask`` (nonzero, or zero where it is additive, in 2-D; over keys
-    or over queries and keys in 3-D and 4-D), ``position_ids`` and ``past_key_values``. torch's own
-    transformers are read by ``src_key_padding_mask`` and ``tgt_key_padding_mask``. Where nothing is
-    stated every entry is real, positions are columns, and a row is a new context; a position that
-    does not grow within a row of stated positions begins another (packed sequences). Of pixels and
-    audio a mask counts only if it has the shape of the hidden states. For all else there are
-    ``tokens=`` and :meth:`Watch.tokens`.
+    or over queries and keys in 3-D and 4-D; of a dictionary with one for each kind of layer, one of
+    them), ``position_ids`` (of those in time, height and width the ones in the text, where they are
+    given in front of them, else the count of the mask), ``cu_seq_lens_q`` where there are none, and
+    ``past_key_values``. torch's own transformers are read by ``src_key_padding_mask`` and
+    ``tgt_key_padding_mask``. Where nothing is stated every entry is real, positions are columns,
+    and a row is a new context; a position that does not grow within a row of stated positions
+    begins another (packed sequences). Of pixels and audio a mask counts only if it has the shape of
+    the hidden states. For all else there are ``tokens=`` and :meth:`Watch.tokens`.
 
     What is wrong in a measurement (a mask that does not fit, a site without hidden states) raises
     in the forward that shows it; leaving the ``with`` block takes the hooks off, and what was

@@ -84,6 +84,30 @@ def test_a_forward_that_raises_half_way_in_compiled_code() -> None:
     assert {int(watch.geometry()[s].pos_ctx.count) for s in watch.sites} == {15}
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_a_hook_of_the_user_s_that_changes_an_output(first: bool) -> None:
+    """The watch sees what a hook gives on that was there before it."""
+    model = Stack(8, dtype=torch.float64)
+    states = torch.randn(3, 5, 8, dtype=torch.float64)
+    bare: list[Tensor] = []
+    steered: list[Tensor] = []
+    with torch.no_grad():
+        watch = gh.watch(model)
+        if not first:
+            watch.attach()
+        model.blocks[0].register_forward_hook(lambda _, __, out: bare.append(out))
+        model.blocks[0].register_forward_hook(lambda _, __, out: 2 * out + 1)
+        model.blocks[0].register_forward_hook(lambda _, __, out: steered.append(out))
+        if first:
+            watch.attach()
+        after = model(states)
+        watch.detach()
+    geometry = watch.geometry()
+    expected = {"blocks.0": (steered if first else bare)[0], "blocks.2": after}
+    for site, seen in expected.items():
+        torch.testing.assert_close(geometry[site].pos_ctx.mean.double(), seen.mean((0, 1)))
+
+
 def test_two_threads_in_one_model_at_once_are_refused() -> None:
     model = Stack(4)
     both = threading.Barrier(2, timeout=20)

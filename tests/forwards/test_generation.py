@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import geomhooks as gh
-from tests.forwards.models import ids, llama, same_numbers, tiny_gpt2_lm
+from tests.forwards.models import SIZES, ids, llama, same_numbers, tiny_gpt2_lm
 
 NEW = 6
 LEFT = torch.tensor([[1] * 7, [0] * 3 + [1] * 4, [0] * 2 + [1] * 5, [1] * 7])
@@ -71,16 +71,76 @@ def test_a_conversation_goes_on_with_the_cache_of_the_turn_before(model: nn.Modu
 def test_generations_in_turns_go_on_with_their_own_contexts(model: nn.Module) -> None:
     from transformers import DynamicCache
 
-    texts = [ids(2, 6), ids(2, 6, seed=1)]
+    texts = [ids(1, 6, seed) for seed in range(20)]
     caches = [DynamicCache(config=model.config) for _ in texts]
     with torch.no_grad(), gh.watch(model) as in_turns:
-        for t in range(6):
+        for t in range(0, 6, 2):
             for text, cache in zip(texts, caches, strict=True):
-                model(text[:, t : t + 1], cache=cache)
+                model(text[:, t : t + 2], cache=cache)
     with torch.no_grad(), gh.watch(model) as whole:
         for text in texts:
             model(text, use_cache=False)
     same_numbers(whole.geometry(), in_turns.geometry())
+
+
+def gemma() -> nn.Module:
+    """Of two kinds of layers, so that it is given a mask for each."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(0)
+    kinds = ["sliding_attention", "full_attention"]
+    small = SIZES | {"num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2}
+    config = Gemma3TextConfig(sliding_window=4, layer_types=kinds, eos_token_id=48, **small)
+    return Gemma3ForCausalLM(config).eval()
+
+
+def bloom() -> nn.Module:
+    """It is given a mask that is as wide as a static cache, with nothing in the columns to come."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2, eos_token_id=48)
+    return BloomForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("make", [gemma, bloom])
+def test_masks_as_they_are_made_for_a_static_cache(make: Any) -> None:
+    model = make()
+    with gh.watch(model) as watch:
+        sequences = generate(model, ids(4, 7), LEFT, cache_implementation="static")
+    same_numbers(at_once(model, sequences, LEFT), watch.geometry(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_static_cache_that_is_cut_back_is_refused(model: nn.Module) -> None:
+    from transformers import StaticCache
+
+    cache = StaticCache(config=model.config, max_cache_len=20)
+    with torch.no_grad(), gh.watch(model) as watch:
+        model(ids(2, 6), cache=cache)
+        cache.crop(-2)
+        with pytest.raises(gh.errors.TokensError, match="was changed after its last forward"):
+            model(ids(2, 3, seed=1), cache=cache)
+    assert int(watch.geometry()[watch.sites[0]].pos_ctx.count) == 12
+
+
+def test_another_cache_where_one_lay_that_is_gone() -> None:
+    """Memory is used again; what lay there says nothing of whose tokens now do."""
+    from transformers import DynamicCache
+
+    model = llama().double()
+    with torch.no_grad(), gh.watch(model) as watch:
+        gone, other = (DynamicCache(config=model.config) for _ in range(2))
+        model(ids(2, 5), cache=gone)
+        with watch.pause():
+            model(ids(2, 5, seed=1), cache=other)
+        for name in ("keys", "values"):
+            memory = getattr(gone.layers[0], name).untyped_storage()
+            there = getattr(other.layers[0], name).new_empty(0).set_(memory, 0, (2, 2, 5, 8))
+            setattr(other.layers[0], name, there)
+        del gone
+        model(ids(2, 3, seed=2), cache=other)
+    contexts = watch.geometry()[watch.sites[0]].pos_ctx.context_length.tolist()
+    assert contexts == [5, 5, 3, 3]
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])

@@ -49,13 +49,22 @@ class Running:
         contexts: (B,) the context that each row ended with.
         end: how many positions their cache held afterwards, on the host or on the device.
         marks: by which the cache is known again.
-        cache: the cache itself, where it is to be had.
+        cache: the cache itself, where it is to be had, and
+        first: one of its tensors.
     """
 
     contexts: Tensor
     end: int | Tensor
     marks: Marks
     cache: weakref.ref[Any] | None
+    first: weakref.ref[Tensor] | None
+
+    @property
+    def is_over(self) -> bool:
+        """Nobody has the cache any more; another one may lie where it lay."""
+        if self.cache is None and self.first is None:
+            return False  # nothing is known
+        return all(one is None or one() is None for one in (self.cache, self.first))
 
 
 def cache_of(arguments: Any) -> Any:
@@ -90,9 +99,10 @@ def raw_length(cache: Any) -> Any:
 
 
 def past_length(cache: Any) -> int | Tensor:
-    """The same as a number, or as a tensor of its own where the cache counts on the device."""
+    """The same as a number, or as a tensor of its own where reading it would wait for a device."""
     length = raw_length(cache)
-    return length.clone() if isinstance(length, Tensor) else int(length)
+    waits = isinstance(length, Tensor) and length.device.type != "cpu"
+    return length.clone() if waits else int(length)
 
 
 def cache_tensors(cache: Any) -> list[Tensor]:
@@ -120,6 +130,12 @@ def cache_tensors(cache: Any) -> list[Tensor]:
 def marks_of(cache: Any) -> Marks:
     """Where a cache's tensors lie, by which it is known again; empty where there is nothing."""
     return tuple((t.data_ptr(), tuple(t.shape)) for t in cache_tensors(cache) if t.numel())
+
+
+def reference_to_first(cache: Any) -> weakref.ref[Tensor] | None:
+    """The same to one of its tensors; those that compiled code shows are made for it alone."""
+    tensors = [] if isinstance(cache, SeenCache) else cache_tensors(cache)
+    return weakref.ref(tensors[0]) if tensors else None
 
 
 def reference_to(cache: Any) -> weakref.ref[Any] | None:

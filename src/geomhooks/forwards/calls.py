@@ -22,6 +22,7 @@ __all__ = [
     "Statement",
     "add_statement",
     "copy_of",
+    "one_mask",
     "read_call",
     "read_plain_call",
     "real_entries",
@@ -39,6 +40,7 @@ STATED = (
     "tgt_key_padding_mask",
     "src_key_padding_mask",
     "labels",
+    "cu_seq_lens_q",
 )
 PLAIN = ("tgt", "src")
 
@@ -193,7 +195,7 @@ def read_call(
             "several generations side by side in one row and does not say whose they are. Use "
             "generate(), or leave these forwards out: with watch.pause()."
         )
-    mask = arguments.get("attention_mask")
+    mask = one_mask(arguments.get("attention_mask"))
     inner = parent is not None and list(given) == ["inputs_embeds"]
     if inner and isinstance(mask, Tensor) and mask.ndim > 2:
         return None  # a finished mask
@@ -214,8 +216,16 @@ def read_call(
     labels = arguments.get("labels")
     if isinstance(labels, Tensor) and not prefix and not labels.is_floating_point():
         call.labels = labels
-    call.mask = _stated(arguments.get(prefix + "attention_mask"))
-    call.positions = _stated_positions(arguments.get(prefix + "position_ids"))
+    mask = one_mask(arguments.get(prefix + "attention_mask"))
+    call.mask = _stated(mask)
+    places = arguments.get(prefix + "position_ids")
+    in_space = False
+    if isinstance(places, Tensor) and places.ndim == 3:
+        in_space = True  # in time, height and width, and of four in the text before these
+        places = places[0] if len(places) == 4 else None
+    call.positions = _stated_positions(places)
+    if call.positions is None and call.grid is not None and not prefix:
+        call.positions = _positions_between(arguments.get("cu_seq_lens_q"), call.grid)
     if (
         parent is not None
         and parent.says_more_than_ids
@@ -234,15 +244,27 @@ def read_call(
         call.text = parent.text
     call.cache = cache_of(arguments)
     call.past, call.marks = past_length(call.cache), marks_of(call.cache)
-    square = arguments.get(prefix + "attention_mask")
-    if call.text and isinstance(square, Tensor) and square.ndim in (3, 4):
-        call.square_mask = square if square.ndim == 4 else square[:, None]
+    if call.text and isinstance(mask, Tensor) and mask.ndim in (3, 4):
+        call.square_mask = mask if mask.ndim == 4 else mask[:, None]
     kind = getattr(config, "model_type", None)
-    if kind in COUNT_MASK and (kind != "falcon" or getattr(config, "alibi", False)):
+    if in_space:
+        call.rule = "mask"  # as models number the text around images
+    elif kind in COUNT_MASK and (kind != "falcon" or getattr(config, "alibi", False)):
         call.rule = "mask"
     elif kind in COUNT_IDS and call.ids is not None:
         call.rule, call.pad = "ids", getattr(config, "pad_token_id", None)
     return call
+
+
+def one_mask(value: Any) -> Any:
+    """What a call gives as its mask; of several, one for each kind of layer, one that is there.
+
+    Kinds of layers differ in how far back a token looks, and agree on which tokens are real.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    masks = [value.get("full_attention"), *value.values()]
+    return next((mask for mask in masks if isinstance(mask, Tensor)), None)
 
 
 def copy_of(tensor: Tensor) -> Tensor:
@@ -265,7 +287,7 @@ def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
 def _stated(value: Any) -> Tensor | None:
     """What a call states in one or two dimensions, as a tensor.
 
-    The 4-D masks of inner layers and the 3-D positions of videos say nothing about tokens.
+    The 4-D masks of inner layers and positions in time, height and width are none of it.
     """
     if isinstance(value, (list, tuple, np.ndarray)):
         try:
@@ -290,6 +312,21 @@ def _stated_positions(value: Any) -> Tensor | None:
             "positions by watch.tokens(positions=...), or run the model inside watch.pause()."
         )
     return positions if positions.ndim == 2 else positions[None]
+
+
+def _positions_between(bounds: Any, grid: tuple[int, int]) -> Tensor | None:
+    """Positions (B, T) within texts that lie one behind the other.
+
+    Args:
+        bounds: (texts + 1,) where each begins among the B T tokens, and the last one ends, as
+            kernels of flash attention are told; or anything else, which says nothing.
+        grid: (B, T).
+    """
+    if not isinstance(bounds, Tensor) or bounds.ndim != 1 or not len(bounds):
+        return None
+    column = torch.arange(grid[0] * grid[1], device=bounds.device)
+    begun = torch.searchsorted(bounds.to(torch.int64), column, right=True) - 1
+    return (column - bounds[begun.clamp(min=0)]).view(grid)
 
 
 def read_plain_call(arguments: Mapping[str, Any]) -> Call:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from geomhooks.forwards.caches import SeenCache, cache_of, cache_tensors, raw_length
-from geomhooks.forwards.calls import FEATURES, OPENING, PLAIN, STATED, copy_of
+from geomhooks.forwards.calls import FEATURES, OPENING, PLAIN, STATED, copy_of, one_mask
 
 __all__ = ["close_compiled", "make_ticket", "notice_hooks", "open_compiled", "read_compiled"]
 
@@ -97,6 +97,7 @@ def _open(
     ticket: Tensor,
     names: str,
     tensors: list[Tensor],
+    is_cached: bool,
     past: int,
     past_tensor: Tensor | None,
     cache: list[Tensor],
@@ -110,7 +111,7 @@ def _open(
     )
     told = {n.removeprefix(TOLD): t for n, t in given.items() if n.startswith(TOLD)}
     length = past if past_tensor is None else past_tensor.clone()
-    if cache or past_tensor is not None or past:
+    if is_cached:
         given["cache"] = SeenCache(length, cache)
     hook.opened(given, told)
 
@@ -128,8 +129,8 @@ def _read(order: Tensor, ticket: Tensor, out: Tensor | None, into: Tensor | None
 
 
 _define(
-    "open_stream(Tensor(a!) order, Tensor ticket, str names, Tensor[] tensors, SymInt past, "
-    "Tensor? past_tensor, Tensor[] cache) -> ()",
+    "open_stream(Tensor(a!) order, Tensor ticket, str names, Tensor[] tensors, bool is_cached, "
+    "SymInt past, Tensor? past_tensor, Tensor[] cache) -> ()",
     _open,
 )
 _define("close_stream(Tensor(a!) order, Tensor ticket, Tensor[] cache) -> ()", _close)
@@ -145,7 +146,7 @@ def open_compiled(
     """Leave the operator that opens a stream in the graph."""
     names, tensors = [], []
     for name in (*OPENING, *PLAIN, *STATED):
-        value = arguments.get(name)
+        value = one_mask(arguments.get(name))
         if isinstance(value, Tensor):
             names.append(name)
             if name in FEATURES:
@@ -169,6 +170,7 @@ def open_compiled(
         ticket,
         ",".join(names),
         tensors,
+        cache is not None,
         0 if is_tensor else length,
         length.detach() if is_tensor else None,
         cache_tensors(cache),

@@ -216,6 +216,7 @@ class _Read(Hook):
         super().__init__(watch)
         self.site = site
         self.wants_input = site.wants_input
+        self.parameters = parameters_of(site.place.module)
 
     @property
     def looks_at_calls(self) -> bool:
@@ -242,7 +243,7 @@ class ReadInput(_Read):
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook."""
         if not is_recorded():
-            self.show(first_of(args, kwargs), None, (*args, kwargs))
+            self.show(first_of(self.parameters, args, kwargs), None, (*args, kwargs))
 
 
 class ReadOutput(_Read):
@@ -251,7 +252,6 @@ class ReadOutput(_Read):
     def __init__(self, watch: Router, site: SitePlan) -> None:
         super().__init__(watch, site)
         self.check = None if site.attention is None else site.attention.check
-        self.parameters = () if self.check is None else parameters_of(site.place.module)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forward hook."""
@@ -259,7 +259,7 @@ class ReadOutput(_Read):
             self.check(by_name(self.parameters, args, kwargs))
         if is_recorded():
             return
-        entered = first_of(args, kwargs) if self.wants_input else None
+        entered = first_of(self.parameters, args, kwargs) if self.wants_input else None
         self.show(find_tensor(output), entered, output)
 
 
@@ -269,12 +269,14 @@ class _Enter(Hook):
     def __init__(self, watch: Router, site: SitePlan) -> None:
         super().__init__(watch)
         self.site = site
+        module = site.place.module if site.embedding_norm is None else site.embedding_norm
+        self.parameters = parameters_of(module)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook."""
         if is_recorded():
             return
-        entered = first_of(args, kwargs)
+        entered = first_of(self.parameters, args, kwargs)
         if is_compiling():
             read_compiled(self.ticket, None, entered)
         elif self.counts:
@@ -312,13 +314,14 @@ class ReadSublayer(Hook):
     def __init__(self, watch: Router, site: SitePlan, look: Look) -> None:
         super().__init__(watch)
         self.site, self.look = site, look
+        self.parameters = parameters_of(look.module)
         self.wants_output, self.wants_input = look.out is not None, look.into is not None
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forward hook."""
         if is_recorded():
             return
-        entered = first_of(args, kwargs) if self.wants_input else None
+        entered = first_of(self.parameters, args, kwargs) if self.wants_input else None
         found = find_tensor(output) if self.wants_output else None
         if is_compiling():
             read_compiled(self.ticket, found, entered)
@@ -336,11 +339,17 @@ class ReadSublayer(Hook):
                 self.watch.keep(self.site, self.look, name, tensor, what, borrowed=borrowed)
 
 
-def first_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The hidden state that a module takes, which mostly is its first argument."""
+def first_of(
+    parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Tensor | None:
+    """The hidden state that a module takes, which mostly is its first argument.
+
+    Of arguments by name it is the first in the order of the module's parameters.
+    """
     if args and type(args[0]) is Tensor and args[0].is_floating_point():
         return args[0]
-    return find_tensor((*args, kwargs))
+    named = {name: kwargs[name] for name in parameters if name in kwargs}
+    return find_tensor((*args, {**named, **kwargs}))
 
 
 # Around a compiled model torch calls the root's hooks itself: they are no code to be compiled.

@@ -17,13 +17,17 @@ from torch import Tensor
 from geomhooks.accumulators import Count, Sum
 from geomhooks.accumulators.table import EMPTY
 from geomhooks.errors import TokensError
-from geomhooks.forwards.caches import UNTOLD, Running, marks_of, reference_to
+from geomhooks.forwards.caches import (
+    UNTOLD,
+    Running,
+    marks_of,
+    reference_to,
+    reference_to_first,
+)
 from geomhooks.forwards.calls import Call, Statement, real_entries
 from geomhooks.forwards.tokens import Tokens
 
 __all__ = ["CENSUS", "TokenStream", "positions_of"]
-
-REMEMBERED = 16  # generations that may go on in turns
 
 
 class Columns(NamedTuple):
@@ -108,9 +112,10 @@ class TokenStream:
         if tokens.last is None:
             return
         marks = marks_of(cache)
-        known = [r for r in self.running if r.marks != marks and not _is_of(r, cache)]
-        noted = Running(tokens.last, tokens.end, marks, reference_to(cache))
-        self.running = [*known, noted][-REMEMBERED:]
+        others = [r for r in self.running if r.marks != marks and not _is_of(r, cache)]
+        first = reference_to_first(cache)
+        noted = Running(tokens.last, tokens.end, marks, reference_to(cache), first)
+        self.running = [*(r for r in others if not r.is_over), noted][-self.open :]
 
     def resolve(self, call: Call, stated: Statement, batch: int, length: int) -> Tokens:
         """Say what a hidden state (batch, length, d) consists of, and count it.
@@ -120,8 +125,8 @@ class TokenStream:
         """
         device = self.census.value.device
         before = self._gone_before(call, stated)
-        if call.past == UNTOLD:
-            call = replace(call, past=before.end if before is not None else 0)
+        if isinstance(call.past, int) and call.past == UNTOLD:
+            call = replace(call, past=before.end if before is not None else 0, cache=None)
         stating, start = positions_of(call, stated, batch, length, device, self.name)
         known = columns_from(start or 0, batch, length, device)
         positions = known.positions if stating is None else stating
@@ -226,7 +231,8 @@ class TokenStream:
                 f"states ({batch}, {length}, d); allowed is ({batch}, {length}), or wider, of "
                 "which the last columns count. Give the right one by watch.tokens(mask=...)."
             )
-        return real_entries(mask)[:, mask.shape[1] - length :], True
+        real = real_entries(mask)
+        return (own_columns(real, call, length) if own else last_columns(real, length)), True
 
     def _own_keys(self, square: Tensor, past: int | Tensor) -> Tensor:
         """A token is real if, of the keys (B, heads, T, keys), it may attend to its own."""
@@ -294,6 +300,7 @@ class TokenStream:
         if stated.contexts is not None or (isinstance(past, int) and past == 0):
             return None
         batch = call.grid[0] if call.grid is not None else None
+        self.running = [running for running in self.running if not running.is_over]
         for running in reversed(self.running):
             same_rows = batch is None or len(running.contexts) == batch
             if running.marks == call.marks and same_rows and _goes_on(past, running.end):
@@ -429,7 +436,7 @@ def positions_of(
     if call.rule == "mask" and call.mask is not None and stated.mask is None:
         mask = real_entries(call.mask).to(device)
         if mask.shape[0] == batch and mask.shape[1] >= length:
-            return (mask.to(torch.int64).cumsum(1) - 1)[:, mask.shape[1] - length :], None
+            return own_columns(mask.to(torch.int64).cumsum(1) - 1, call, length), None
     if call.rule == "ids" and call.ids is not None and tuple(call.ids.shape) == (batch, length):
         counted = call.ids.ne(-1 if call.pad is None else call.pad).to(device, torch.int64)
         return counted.cumsum(1) - 1 + on_device(call.past, device), None
@@ -437,6 +444,27 @@ def positions_of(
         return None, call.past
     column = torch.arange(length, device=device).expand(batch, length)
     return column + on_device(call.past, device), None
+
+
+def last_columns(wide: Tensor, length: int) -> Tensor:
+    """The last columns (B, T) of what is as wide or wider."""
+    return wide[:, wide.shape[1] - length :]
+
+
+def own_columns(wide: Tensor, call: Call, length: int) -> Tensor:
+    """The columns (B, T) of a call's tokens in what it says of these and of others.
+
+    With a cache they come after those that are in it, and a static one may have room behind them.
+    Without, or where it is told of the new tokens only, they are the last.
+    """
+    past, last = call.past, wide.shape[1] - length
+    if call.cache is None:
+        return last_columns(wide, length)
+    if isinstance(past, int):
+        start = past if past <= last else last
+        return wide[:, start : start + length]
+    start_at = torch.where(past.to(wide.device) <= last, past.to(wide.device), last)
+    return wide.index_select(1, start_at + torch.arange(length, device=wide.device))
 
 
 def on_device(past: int | Tensor, device: torch.device) -> int | Tensor:
