@@ -26,7 +26,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from geomhooks import errors
-from geomhooks.devices import CPU, made_on
 from geomhooks.errors import GeomhooksError, WatchError
 from geomhooks.messages import pack_message, read_header, unpack_message, write_header
 from geomhooks.state import State
@@ -37,7 +36,6 @@ __all__ = ["Failure", "Unreachable", "reduce_state"]
 PIECE = 1 << 26  # bytes that are sent at once, and copied to a device where the backend needs that
 
 
-@made_on(CPU)
 def reduce_state(snapshot: Callable[[], State], group: Any = None) -> tuple[State, Union]:
     """The state of all ranks together, the same on every rank. All ranks of the group have to call.
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
 from geomhooks.descriptions import check_description
-from geomhooks.devices import CPU, made_on
 from geomhooks.errors import SchemaError, SiteError
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.state import Shift, SiteState, State, StreamState, plain_value
@@ -53,7 +52,6 @@ def restore_tensors(
             accumulator.unpack(mine, prefix + path)
 
 
-@made_on(CPU)
 def unpack_state(
     packed: Mapping[str, Any],
     statistics: Iterable[Statistic] = (),

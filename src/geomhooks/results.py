@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomhooks.devices import made_on
 from geomhooks.errors import UnidentifiedError
 
 __all__ = ["Lazy", "Result", "Unavailable"]
@@ -54,12 +53,11 @@ class Lazy:
         self._compute = compute
         self.may_be_scalar = scalar
         self._pickled = pickled
-        self._device = torch.get_default_device()
 
     @cached_property
     def value(self) -> Any:
         """What it is; no further Lazy."""
-        with torch.no_grad(), made_on(self._device):
+        with torch.no_grad():
             return self._compute()
 
     @property

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from geomhooks.devices import CPU, made_on
 from geomhooks.errors import (
     FileFormatError,
     HookError,
@@ -63,8 +62,7 @@ class Geometry:
         if silent and strict:
             raise HookError(f"these sites have counted nothing: {', '.join(silent)}")
         self._sites = dict(sorted(fired.items(), key=lambda item: item[1].order))
-        with made_on(self._device):
-            warn_of_what_is_left_out(state, self._sites, stacklevel=3)
+        warn_of_what_is_left_out(state, self._sites, stacklevel=3)
         self.uneven = self._find_uneven()
         if self.uneven:
             warnings.warn(
@@ -128,10 +126,6 @@ class Geometry:
         return geometry_html(self)
 
     @property
-    def _device(self) -> torch.device:
-        return next(iter(self._state.streams.values())).stream.census.value.device
-
-    @property
     def measured_on(self) -> str:
         """The model's class, name and number of parameters."""
         return self._state.model
@@ -143,18 +137,17 @@ class Geometry:
         Those of a stream are under ``geometry.model[stream][statistic]``.
         """
         statistics = self._state.statistics
-        with made_on(self._device):
-            results: dict[str, Any] = {
-                name: Result(**statistics[name].compute(accumulators))
-                for name, accumulators in self._state.whole.items()
+        results: dict[str, Any] = {
+            name: Result(**statistics[name].compute(accumulators))
+            for name, accumulators in self._state.whole.items()
+        }
+        for name, stream in self._state.streams.items():
+            found = {
+                s: Result(**statistics[s].compute({**stream.shared, **accumulators}))
+                for s, accumulators in stream.statistics.items()
             }
-            for name, stream in self._state.streams.items():
-                found = {
-                    s: Result(**statistics[s].compute({**stream.shared, **accumulators}))
-                    for s, accumulators in stream.statistics.items()
-                }
-                if found:
-                    results[name] = Result(**found)
+            if found:
+                results[name] = Result(**found)
         return Result(**results)
 
     def _compute(self, site: SiteState) -> Result:
@@ -165,7 +158,7 @@ class Geometry:
         given = {"site": site.site, "shift": site.shift["value"], "in_stages": in_stages}
         found: dict[str, Any] = {}
         for name, accumulators in site.statistics.items():
-            with torch.no_grad(), made_on(self._device):
+            with torch.no_grad():
                 found[name] = Result(
                     **self._state.statistics[name].compute({**shared, **accumulators, **given})
                 )
@@ -279,7 +272,6 @@ def why_none(state: State) -> str:
     )
 
 
-@made_on(CPU)
 def load(
     path: str | os.PathLike[str],
     *,
@@ -315,7 +307,6 @@ def of_file(state: State, notes: Mapping[str, Any], where: str) -> Geometry:
     return Geometry(state, notes, strict=False)
 
 
-@made_on(CPU)
 def merge(geometries: Sequence[Geometry], *, unite: bool = False) -> Geometry:
     """The geometry of all shards together, as if one stream had seen their tokens.
 

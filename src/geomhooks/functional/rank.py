@@ -135,6 +135,6 @@ def rank_above(vectors: Tensor, floor: float | Tensor) -> Tensor:
         tensor(2.)
     """
     values = singular_values(vectors)
-    floor = torch.as_tensor(floor).to(values)
+    floor = torch.as_tensor(floor, dtype=values.dtype, device=values.device)
     number = (values > floor).sum().to(values.dtype)
     return number.masked_fill(~torch.isfinite(values[0] + floor), float("nan"))

@@ -123,7 +123,7 @@ def holm(p_values: Sequence[float] | Tensor) -> Tensor:
         >>> holm([0.01, 0.04, 0.03])
         tensor([0.0300, 0.0600, 0.0600], dtype=torch.float64)
     """
-    values = torch.as_tensor(p_values, dtype=torch.float64).detach().cpu().numpy()
+    values = torch.as_tensor(p_values, dtype=torch.float64, device="cpu").detach().numpy()
     there = np.isfinite(values)
     if values.ndim != 1 or ((values[there] < 0) | (values[there] > 1)).any():
         raise ValueError(

@@ -53,7 +53,8 @@ def cosine_basis(length: int, frequencies: int | None = None, like: Tensor | Non
         raise ValueError(f"frequencies={frequencies}: 1 to {length}, the positions, are possible")
     # Angles, whole multiples of pi / 2T, are brought into one turn first, so that large ones stay
     # exact.
-    multiples = (2 * torch.arange(length)[:, None] + 1) * torch.arange(frequencies) % (4 * length)
+    places, index = (torch.arange(n, device="cpu") for n in (length, frequencies))
+    multiples = (2 * places[:, None] + 1) * index % (4 * length)
     basis: Tensor = (multiples.double() * (math.pi / (2 * length))).cos() * (2 / length) ** 0.5
     basis[:, 0] = length**-0.5
     return basis if like is None else basis.to(like)

@@ -191,7 +191,8 @@ def norm_residuals(
     if left_out == width:
         raise ValueError("gain: all are about zero, and nothing tells where the outputs should be")
     states = (outputs - shift)[..., kept] / gain[kept]
-    whole = torch.as_tensor(radius).to(outputs).square() * width
+    radius = torch.as_tensor(radius, dtype=outputs.dtype, device=outputs.device)
+    whole = radius.square() * width
     square, total = states.square().sum(-1), states.sum(-1).abs()
     ellipsoid = (square - whole) / width
     if left_out:
