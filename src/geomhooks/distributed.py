@@ -229,7 +229,7 @@ class _Peers:
             lengths = [self._number() for _ in range(self.size)]
             dist.all_gather(lengths, self._number(len(packed)), group=self.group)
             longest = max(int(length) for length in lengths)
-            mine = torch.zeros(longest, dtype=torch.uint8)
+            mine = torch.zeros(longest, dtype=torch.uint8, device="cpu")
             mine[: len(packed)] = packed
             found = [torch.empty_like(mine, device=self.device) for _ in range(self.size)]
             dist.all_gather(found, mine.to(self.device), group=self.group)

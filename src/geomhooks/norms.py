@@ -68,9 +68,9 @@ def inspect_norm(module: nn.Module) -> NormModule | None:
     if isinstance(weight, Tensor):
         width, like = len(weight), weight
     elif stated is not None:
-        width, like = stated if isinstance(stated, int) else stated[0], torch.empty(0)
+        width, like = stated if isinstance(stated, int) else stated[0], torch.empty(0, device="cpu")
     elif not any(True for _ in module.parameters()):
-        width, like = None, torch.empty(0)
+        width, like = None, torch.empty(0, device="cpu")
     else:
         return None
     dtype = torch.promote_types(like.dtype, torch.float32)

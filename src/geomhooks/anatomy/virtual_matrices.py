@@ -60,7 +60,7 @@ def constants_of_norm(norm: NormModule, width: int) -> NormConstants:
         (tensor(4.), tensor(1.), tensor(0.))
     """
     weight = getattr(norm.module, "weight", None)
-    like = weight.detach() if isinstance(weight, Tensor) else torch.empty(0)
+    like = weight.detach() if isinstance(weight, Tensor) else torch.empty(0, device="cpu")
     gain, shift = norm.affine(like.new_empty(width))
     return norm_constants(gain, shift, centred=norm.centred)
 

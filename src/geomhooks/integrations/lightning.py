@@ -156,7 +156,7 @@ class GeometryCallback(Callback):
         """As Lightning's own monitors do; ``log_dict`` would repeat a value until the next one."""
         named = {f"train_geometry/{name}": value for name, value in scalars.items()}
         if named:
-            tensors = {name: torch.tensor(value) for name, value in named.items()}
+            tensors = {name: torch.tensor(value, device="cpu") for name, value in named.items()}
             trainer.callback_metrics.update(tensors)
             trainer.logged_metrics.update(tensors)
             for logger in trainer.loggers:

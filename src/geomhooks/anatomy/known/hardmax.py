@@ -17,7 +17,7 @@ def hardmax(block: Block) -> BlockParts:
     alpha = block.module.alpha
     assert isinstance(alpha, Tensor)
     alpha = alpha.detach()
-    same = Linear(torch.eye(block.config.hidden_size).to(alpha), None)
+    same = Linear(torch.eye(block.config.hidden_size, dtype=alpha.dtype, device=alpha.device), None)
     module = block.find("attention")
     attention = block.attention(
         "attention",

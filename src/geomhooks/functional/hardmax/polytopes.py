@@ -83,7 +83,11 @@ def limiting_polytope(
     """
     vertices = as_matrix(vertices, "vertices", "(L, d)")
     number, width = vertices.shape
-    form = torch.eye(width).to(vertices) if form is None else positive_definite(form, vertices)
+    form = (
+        torch.eye(width, dtype=vertices.dtype, device=vertices.device)
+        if form is None
+        else positive_definite(form, vertices)
+    )
     # Tokens y with <y, y'> = <A z, z'>.
     rows = vertices @ torch.linalg.cholesky(form)
     products = rows @ rows.T
@@ -119,7 +123,7 @@ def limiting_polytope(
         faces.append((reach >= square[:, None] - rounding)[inside])
     # A face that is no simplex is found by each of its simplices around the point.
     every, of = torch.unique(torch.cat(faces), dim=0, return_inverse=True)
-    place = torch.zeros((len(every), width)).to(vertices).index_copy_(0, of, torch.cat(points))
+    place = vertices.new_zeros((len(every), width)).index_copy_(0, of, torch.cat(points))
     order = torch.tensor(
         sorted(range(len(place)), key=lambda row: place[row].tolist()), device=place.device
     ).long()

@@ -163,7 +163,7 @@ def position_singular_values(geometry: Geometry, number: int = 60) -> go.Figure:
     for site, found in find(geometry, "pos_ctx").items():
         values = found.singular_values[:number]
         every += values.tolist()
-        index = numbers(torch.arange(1, len(values) + 1))
+        index = numbers(torch.arange(1, len(values) + 1, device="cpu"))
         traces[site] = [
             go.Scatter(
                 x=index,
@@ -236,7 +236,7 @@ def position_fourier(geometry: Geometry, frequencies: int = 10) -> go.Figure:
             raise FigureError(f"{site!r} has {len(gram)} positions; two or more are needed")
         spectrum = dct_spectrum(gram, number) / len(gram)
         largest = float(spectrum[1:, 1:].abs().max())
-        axis = numbers(torch.arange(1, number))
+        axis = numbers(torch.arange(1, number, device="cpu"))
         traces[site] = [
             go.Heatmap(
                 x=axis,
