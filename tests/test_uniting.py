@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import geomhooks as gh
 from geomhooks.errors import SchemaError, WatchError
-from geomhooks.messages import pack_message, unpack_message
+from geomhooks.storage.messages import pack_message, unpack_message
 from geomhooks.uniting import forward_order
 from tests.conformance.cases import CASES
 from tests.conformance.harness import POSITIONS, WIDTH, Subject, plant

@@ -12,7 +12,6 @@ from geomhooks import errors, functional, models, statistics
 from geomhooks.accumulators import Accumulator, Max, Min, Moments, Sum
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.table import Table
-from geomhooks.dictionaries import FactorDictionary, load_dictionary, save_dictionary
 from geomhooks.errors import GeomhooksError
 from geomhooks.history import History
 from geomhooks.snapshot import Geometry, load, merge
@@ -32,6 +31,7 @@ from geomhooks.statistics import (
     Trajectories,
     Updates,
 )
+from geomhooks.storage.dictionaries import FactorDictionary, load_dictionary, save_dictionary
 from geomhooks.version import __version__
 from geomhooks.watcher import Watch, watch
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from geomhooks import errors
 from geomhooks.errors import GeomhooksError, WatchError
-from geomhooks.messages import pack_message, read_header, unpack_message, write_header
 from geomhooks.state import State
+from geomhooks.storage.messages import pack_message, read_header, unpack_message, write_header
 from geomhooks.uniting import Part, Union, unite
 
 __all__ = ["Failure", "Unreachable", "reduce_state"]

@@ -1,9 +1,10 @@
 """``History``: snapshots by step, the scalars as curves, in one file.
 
-The file is a safetensors file as a geometry's (see :mod:`geomhooks.files`), of the kind "history".
-Its tensors are ``steps`` (S,), ``values`` (S, N) with a row a step and a column a scalar, and
-``present`` (S, N), false where a step has no such scalar; the columns' names are in the metadata.
-The state of a snapshot that is kept is under ``snapshot/<step>/``, its description in the metadata.
+The file is a safetensors file as a geometry's, of the kind "history" (see
+:mod:`geomhooks.storage.files`). Its tensors are ``steps`` (S,), ``values`` (S, N) with a row a step
+and a column a scalar, and ``present`` (S, N), false where a step has no such scalar; the columns'
+names are in the metadata. The state of a snapshot that is kept is under ``snapshot/<step>/``, its
+description in the metadata.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomhooks.descriptions import list_of, mapping_of, record, text, unchecked, whole
 from geomhooks.errors import FileFormatError, HistoryError, MissingExtraError, SchemaError
-from geomhooks.files import (
+from geomhooks.snapshot import Geometry, of_file
+from geomhooks.statistics.base import Statistic
+from geomhooks.storage.descriptions import list_of, mapping_of, record, text, unchecked, whole
+from geomhooks.storage.files import (
     MAX_BYTES,
     notes_of,
     read_document,
     write_document,
 )
-from geomhooks.packing import thin_tensors, unpack_state
-from geomhooks.snapshot import Geometry, of_file
-from geomhooks.statistics.base import Statistic
+from geomhooks.storage.packing import thin_tensors, unpack_state
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,16 +13,16 @@ from geomhooks.accumulators import Accumulator
 from geomhooks.accumulators.second_moment import SecondMoment
 from geomhooks.accumulators.two_way import TwoWay
 from geomhooks.errors import SchemaError, SiteError
-from geomhooks.files import first_key_of
 from geomhooks.forwards.openers import Opener, width_from_config
 from geomhooks.forwards.running import Look
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.norms import NormModule
-from geomhooks.packing import pack_state, restore_tensors, unpack_state
 from geomhooks.sharded import refuse_piece_of_width
 from geomhooks.sites import Place
 from geomhooks.state import Shift, SiteState, State, StreamState
 from geomhooks.statistics.base import Site, Statistic
+from geomhooks.storage.files import first_key_of
+from geomhooks.storage.packing import pack_state, restore_tensors, unpack_state
 
 if TYPE_CHECKING:
     from geomhooks.anatomy.families import Stack

@@ -20,13 +20,13 @@ from geomhooks.errors import (
     SchemaError,
     SiteError,
 )
-from geomhooks.files import MAX_BYTES, read_file, write_file
 from geomhooks.forwards.token_stream import CENSUS
 from geomhooks.left_out import warn_of_what_is_left_out
-from geomhooks.packing import pack_state
 from geomhooks.results import Lazy, Result
 from geomhooks.state import SiteState, State
 from geomhooks.statistics.base import Statistic
+from geomhooks.storage.files import MAX_BYTES, read_file, write_file
+from geomhooks.storage.packing import pack_state
 from geomhooks.uniting import Part, stages_of
 from geomhooks.uniting import unite as find_union
 

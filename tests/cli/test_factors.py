@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import geomhooks as gh
 from geomhooks.cli.factors_command import marked_text
-from geomhooks.dictionaries import save_dictionary
 from geomhooks.functional import FactorContext
 from geomhooks.measuring import load_tokenizer, text_of
 from geomhooks.measuring.words import spell
+from geomhooks.storage.dictionaries import save_dictionary
 from tests.cli.test_errors import fails
 
 

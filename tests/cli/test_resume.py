@@ -13,7 +13,7 @@ import torch
 import geomhooks as gh
 from geomhooks.cli.commands import run
 from tests.cli.conftest import finish, passage, start
-from tests.files.written import Written
+from tests.storage.written import Written
 
 LONG = ("--batch-size", 2, "--max-length", 24, "--contexts", 500)
 

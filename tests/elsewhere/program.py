@@ -241,8 +241,8 @@ def checks() -> dict[str, Check]:
 ON_THE_HOST = (
     "geomhooks.__main__",
     "geomhooks.accumulators",
-    "geomhooks.dictionaries",
-    "geomhooks.messages",
+    "geomhooks.storage.dictionaries",
+    "geomhooks.storage.messages",
 )
 
 

@@ -19,9 +19,9 @@ from geomhooks.errors import FigureError, MissingExtraError
 from geomhooks.report import report_page, write_report
 from geomhooks.report.summary import find_outstanding
 from tests.cli.conftest import save_tokenizer
-from tests.files.damage import hostile_file
 from tests.report.browser import Browser, browser
 from tests.report.geometries import LENGTH, SCRIPT, everything, history, hostile
+from tests.storage.damage import hostile_file
 
 STATE = "document.querySelector(`.figure[data-name='${arguments[0]}']`).dataset.state"
 SHOWN = """(() => {

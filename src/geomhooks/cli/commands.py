@@ -21,8 +21,8 @@ from geomhooks.cli.pages import choose_page, write_beside
 from geomhooks.cli.reading import load_reader, print_geometry, read_texts, write_page_of
 from geomhooks.cli.report_command import report_file
 from geomhooks.cli.table import print_table
-from geomhooks.dictionaries import FactorDictionary, load_dictionary
 from geomhooks.statistics.digests import digest_of
+from geomhooks.storage.dictionaries import FactorDictionary, load_dictionary
 
 __all__ = ["app", "run"]
 

@@ -15,7 +15,7 @@ from geomhooks.cli.options import names_in
 from geomhooks.cli.pages import write_if_possible
 from geomhooks.cli.table import print_table, printable
 from geomhooks.comparing import Options, compare_geometries, compare_histories
-from geomhooks.files import kind_of
+from geomhooks.storage.files import kind_of
 
 __all__ = ["compare_files"]
 

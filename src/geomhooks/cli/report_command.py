@@ -15,8 +15,8 @@ from geomhooks import measuring
 from geomhooks.cli.options import names_in
 from geomhooks.cli.pages import known_of
 from geomhooks.cli.reading import quieten_libraries
-from geomhooks.files import kind_of
 from geomhooks.report.figures.found import lookup
+from geomhooks.storage.files import kind_of
 
 __all__ = ["report_file"]
 

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomhooks.errors import MissingExtraError, WatchError
-from geomhooks.files import read_file, write_file
 from geomhooks.forwards.schedule import When
 from geomhooks.history import History, Snapshots
 from geomhooks.integrations.monitor import DEFAULT_SCALARS, TRAIN, Monitor
 from geomhooks.integrations.ranks import Ranks
-from geomhooks.packing import pack_state, unpack_state
 from geomhooks.statistics.base import Statistic
+from geomhooks.storage.files import read_file, write_file
+from geomhooks.storage.packing import pack_state, unpack_state
 
 try:
     from transformers import Trainer, TrainerCallback

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 import geomhooks as gh
-from geomhooks.descriptions import flag, items_of, number, record, whole
 from geomhooks.errors import GeomhooksError, SchemaError
 from geomhooks.measuring.batches import Batch, Cursor, batches
 from geomhooks.measuring.errors import (
@@ -29,6 +28,7 @@ from geomhooks.measuring.outputs import save
 from geomhooks.measuring.ranks import Ranks
 from geomhooks.measuring.settings import GROUPED, Settings, check_same, statistics_named
 from geomhooks.measuring.texts import Source
+from geomhooks.storage.descriptions import flag, items_of, number, record, whole
 
 __all__ = ["Progress", "Run", "Stopped", "is_out_of_memory"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import geomhooks as gh
-from geomhooks.descriptions import items_of, list_of, text
 from geomhooks.errors import SchemaError
 from geomhooks.measuring.errors import ResumeError
+from geomhooks.storage.descriptions import items_of, list_of, text
 
 __all__ = ["GROUPED", "Settings", "check_same", "statistics_named"]
 

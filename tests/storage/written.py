@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import geomhooks as gh
-from geomhooks.files import KEY
+from geomhooks.storage.files import KEY
 from tests.conformance.cases import autoencoder
 from tests.conformance.harness import WIDTH
 from tests.models import Stack

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from geomhooks.errors import FileFormatError
-from geomhooks.files import notes_of, read_document, write_document
 from geomhooks.functional.factors.dictionary_learning import problem_of_rows
 from geomhooks.functional.factors.sparse_coding import SparseCoder
 from geomhooks.functional.shapes import as_matrix
+from geomhooks.storage.files import notes_of, read_document, write_document
 
 __all__ = ["FactorDictionary", "load_dictionary", "save_dictionary"]
 

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 import geomhooks as gh
-from geomhooks.descriptions import NEEDED, OF_TYPES
 from geomhooks.errors import FileFormatError, SchemaError
-from geomhooks.files import checksum_of
 from geomhooks.report import report_page
 from geomhooks.statistics.base import Site
-from tests.files.damage import FOREIGN, Marker, foreign, hostile_file
-from tests.files.laws import Page, check_command, check_page
-from tests.files.written import Written, joined, valid
+from geomhooks.storage.descriptions import NEEDED, OF_TYPES
+from geomhooks.storage.files import checksum_of
 from tests.report.geometries import SCRIPT
+from tests.storage.damage import FOREIGN, Marker, foreign, hostile_file
+from tests.storage.laws import Page, check_command, check_page
+from tests.storage.written import Written, joined, valid
 
 READERS = {"history": gh.History.load, "dictionary": gh.load_dictionary}
 SITE = "transformer.h.1"

@@ -5,7 +5,7 @@ Tensors are named ``site/<name>/<statistic>/<accumulator>/<tensor>``, ``stream/.
 when older versions cannot read a file), ``description`` (model, shards, statistics with their
 parameters, streams, sites), ``counts``, ``versions``, ``notes`` and ``checksum``, the CRC-32 of the
 bytes of all tensors in the order of their names; in files of another kind than a geometry also
-``kind``. Tensors are stored as :mod:`geomhooks.packing` packs them.
+``kind``. Tensors are stored as :mod:`geomhooks.storage.packing` packs them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from geomhooks.descriptions import parse
 from geomhooks.errors import FileFormatError, SchemaError
 from geomhooks.forwards.token_stream import CENSUS
-from geomhooks.packing import thin_tensors, unpack_state
 from geomhooks.state import State
 from geomhooks.statistics.base import Statistic
+from geomhooks.storage.descriptions import parse
+from geomhooks.storage.packing import thin_tensors, unpack_state
 from geomhooks.version import __version__
 
 __all__ = [

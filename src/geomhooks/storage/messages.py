@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomhooks.packing import thin_tensors, unpack_state
 from geomhooks.state import State
 from geomhooks.statistics.base import Statistic
+from geomhooks.storage.packing import thin_tensors, unpack_state
 
 __all__ = ["pack_message", "read_header", "unpack_message", "write_header"]
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from geomhooks.files import KEY
-from tests.files.written import TYPES, Written, joined, valid
+from geomhooks.storage.files import KEY
 from tests.report.geometries import SCRIPT
+from tests.storage.written import TYPES, Written, joined, valid
 
 HUGE = 10**12
 TEXTS = (

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from geomhooks.accumulators import Accumulator, Field
-from geomhooks.descriptions import check_description
 from geomhooks.errors import SchemaError, SiteError
 from geomhooks.forwards.token_stream import TokenStream
 from geomhooks.state import Shift, SiteState, State, StreamState, plain_value
 from geomhooks.statistics import REGISTRY
 from geomhooks.statistics.base import Site, Statistic
+from geomhooks.storage.descriptions import check_description
 
 __all__ = ["pack_state", "restore_tensors", "thin_tensors", "unpack_state"]
 

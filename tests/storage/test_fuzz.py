@@ -3,7 +3,7 @@
 A run takes some hundred files, the same ones every time. ``GEOMHOOKS_FUZZ=10000`` takes so many,
 others every time, and says what it has seen:
 
-    GEOMHOOKS_FUZZ=10000 python -m pytest -n 0 -s tests/files/test_fuzz.py
+    GEOMHOOKS_FUZZ=10000 python -m pytest -n 0 -s tests/storage/test_fuzz.py
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from geomhooks.report import report_page
-from tests.files.damage import Marker, damaged
-from tests.files.laws import (
+from tests.storage.damage import Marker, damaged
+from tests.storage.laws import (
     Page,
     check_command,
     read_dictionary,
     read_geometry,
     read_history,
 )
-from tests.files.written import MADE, valid
+from tests.storage.written import MADE, valid
 
 LONG = int(os.environ.get("GEOMHOOKS_FUZZ", "0"))
 READERS = {"history": read_history, "dictionary": read_dictionary}
