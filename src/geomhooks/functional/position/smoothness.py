@@ -45,7 +45,7 @@ def cosine_basis(length: int, frequencies: int | None = None, like: Tensor | Non
 
     Example:
         >>> basis = cosine_basis(5)
-        >>> torch.allclose(basis.T @ basis, torch.eye(5, dtype=torch.float64))
+        >>> torch.allclose(basis.T @ basis, torch.eye(5).to(basis))
         True
     """
     frequencies = length if frequencies is None else frequencies
