@@ -248,3 +248,19 @@ def test_a_watch_left_at_the_beginning_of_a_window_has_fired() -> None:
             watch.reset()
     with pytest.warns(UserWarning, match="no hook"), watch:
         pass
+
+
+@torch.no_grad()
+def test_every_so_many_steps_and_nobody_says_where_one_begins() -> None:
+    model = Stack(8)
+    watch = gh.watch(model, every=10).__enter__()
+    for _ in range(3):
+        model(torch.randn(2, 4, 8))
+    with pytest.warns(UserWarning, match=r"every=10\) counted all of 3 forwards: watch.step"):
+        watch.__exit__(None, None, None)
+
+
+def test_a_watch_that_was_never_entered() -> None:
+    watch = gh.watch(Stack(8))
+    with pytest.raises(gh.errors.NothingCountedError, match="the hooks were never put on"):
+        watch.geometry()

@@ -156,3 +156,25 @@ def test_parts_that_cannot_be_united() -> None:
     free = measure(statistics=[Free()])
     with pytest.raises(SchemaError, match="parameters have to be JSON"):
         free.geometry(sync=True)
+
+
+@torch.no_grad()
+def test_a_text_that_was_measured_twice() -> None:
+    """Pieces of one context at other positions go together; the same positions count twice."""
+    model, states, ids = Stack(8), torch.randn(5, 6, 8), torch.arange(5)
+
+    def measure(piece: slice, at_once: int = 5) -> gh.Geometry:
+        with gh.watch(model, statistics=[gh.PosCtx(open_contexts=at_once)]) as watch:
+            for row in range(5):
+                told = {"contexts": ids[row : row + 1], "positions": torch.arange(6)[piece]}
+                with watch.tokens(**told):
+                    model(states[row : row + 1, piece])
+        return watch.geometry()
+
+    for at_once in (5, 1):  # contexts that wait for more, and those that do not
+        whole, part = measure(slice(6), at_once), measure(slice(2, 4), at_once)
+        with pytest.warns(UserWarning, match="^5 contexts have tokens at the same positions"):
+            gh.merge([whole, part])
+    merged = gh.merge([measure(slice(3)), measure(slice(3, 6))])["blocks.0"].pos_ctx
+    assert int(merged.contexts) == 5
+    assert bool(merged.exact)

@@ -61,6 +61,7 @@ class Watch(Routing):
         self._hooks: list[tuple[Hook, Any]] = []
         self._forwards_at_entry = self._forwards()
         self._has_fired = False  # since it was entered, in a window that was closed by reset()
+        self._was_entered = False
 
     # Attaching
 
@@ -94,6 +95,7 @@ class Watch(Routing):
         for module, hook in hooks:
             self._hooks.append((hook, put_on(module, hook, first=isinstance(hook, OpenStream))))
         self._forwards_at_entry, self._has_fired = self._forwards(), False
+        self._was_entered = True
         return self
 
     def detach(self) -> None:
@@ -118,6 +120,7 @@ class Watch(Routing):
             return
         if self._fired():
             self._verify_fired()
+            self._warn_of_steps()
         elif not self._has_fired:
             self._report_nothing_fired()
 
@@ -236,6 +239,11 @@ class Watch(Routing):
         try:
             return Geometry(self._plan.snapshot(), strict=strict)
         except NothingCountedError as error:
+            if not self._was_entered:
+                raise NothingCountedError(
+                    "no token has been counted yet: the hooks were never put on; run the model in "
+                    "`with watch:`, or after watch.attach()"
+                ) from None
             raise NothingCountedError(f"{error}{self._schedule.hint}") from None
 
     def state_dict(self) -> dict[str, Any]:
@@ -304,6 +312,17 @@ class Watch(Routing):
         ]
         if silent:
             raise silence(silent, len(self.sites))
+
+    def _warn_of_steps(self) -> None:
+        """Warn if only some steps were to count, and nobody has said where one begins."""
+        schedule, before = self._schedule, self._forwards_at_entry
+        number = max(n - before.get(name, 0) for name, n in self._forwards().items())
+        if schedule.every > 1 and not schedule.told and number > 1:
+            warnings.warn(
+                f"watch(every={schedule.every}) counted all of {number} forwards: watch.step() was "
+                "never called, and they were all of step 0. Call it where a step begins",
+                stacklevel=3,
+            )
 
     def _report_nothing_fired(self) -> None:
         """Warn, or raise where the reason may be compiled code.

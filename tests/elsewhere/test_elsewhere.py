@@ -51,3 +51,7 @@ def test_on_another_device(kind: str) -> None:
     wrong = [f"{name}:\n{trace}" for name, trace in found.items() if trace]
     assert not wrong, f"{len(wrong)} of {len(found)} checks\n\n" + "\n\n".join(wrong)
     assert len(found) >= KINDS[kind]
+
+
+def test_other_tests_have_no_such_device() -> None:
+    assert "tests.elsewhere.device" not in sys.modules

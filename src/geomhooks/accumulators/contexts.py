@@ -12,9 +12,11 @@ is entered in the table of contexts *kept*, a uniform sample chosen by hashing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -365,9 +367,12 @@ class Contexts(Accumulator):
         """Take in another shard's contexts; the sites' sums follow the plan that is returned.
 
         Contexts open on both sides become one. Where more are open than the table holds, those
-        heard of least recently are closed. Not for a forward: it waits for the device.
+        heard of least recently are closed. Not for a forward: it waits for the device. Warns where
+        both have tokens of one context at one position: they count twice.
         """
         other = other.clone(self["time"].device)
+        tables = product((self.open, self.kept), (other.open, other.kept))
+        twice = len(set[int]().union(*(covered_by_both(*pair) for pair in tables)))
         self.reach = max(self.reach, other.reach)
         for name in ("design", "covered", "averaged", "position_count", "closed", "split"):
             self.tensors[name] += other.tensors[name]
@@ -404,6 +409,12 @@ class Contexts(Accumulator):
             group=torch.where(kept.fresh, other.kept["group"][:-1], 0),
         )
 
+        if twice:
+            warnings.warn(
+                f"{twice} contexts have tokens at the same positions in both shards, which count "
+                "twice: the same text was measured twice, or its pieces overlap",
+                stacklevel=2,
+            )
         recent = united["priority"][:size].argsort()
         stay, leave = recent[: self.open.capacity], recent[self.open.capacity :]
         self.open, narrow = united, self.open
@@ -417,6 +428,18 @@ class Contexts(Accumulator):
             column[: len(stay)] = united[name][stay]
         self.open = narrow
         return MergePlan(size, rows[0], rows[1], fold, stay, kept)
+
+
+def covered_by_both(mine: Table, theirs: Table) -> set[int]:
+    """Ids of contexts that both tables hold, and that cover some position in both."""
+    keys = [table["key"][:-1].cpu().numpy() for table in (mine, theirs)]
+    common, *rows = np.intersect1d(keys[0], keys[1], return_indices=True)
+    here, there = (
+        table["cells"][torch.from_numpy(at).to(table["cells"].device)] > 0
+        for table, at in zip((mine, theirs), rows, strict=True)
+    )
+    both = (here & there).any(1).cpu().numpy() & (common != EMPTY)
+    return set(common[both].tolist())
 
 
 def columns_of(positions: int) -> dict[str, Field]:

@@ -24,6 +24,7 @@ class Schedule:
 
     Attributes:
         step: number of the step that is on.
+        told: somebody has said that a step begins.
         held: nothing counts until further notice.
 
     Raises:
@@ -53,6 +54,7 @@ class Schedule:
         self.when = when
         self.every = every
         self.step = 0
+        self.told = False
         self.held = False
 
     @property
@@ -72,7 +74,7 @@ class Schedule:
             raise WatchError(
                 f"step({number!r}): steps are numbered 0, 1, 2, ...; give none to go on to the next"
             )
-        self.step = number
+        self.step, self.told = number, True
 
     @property
     def hint(self) -> str:
