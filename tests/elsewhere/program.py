@@ -29,7 +29,7 @@ from geomhooks.report import write_report
 from tests.anatomy.models import make, token_ids
 from tests.cli.conftest import WORDS, save_tokenizer
 from tests.conformance import test_laws as laws
-from tests.conformance.cases import CASES, TOGETHER
+from tests.conformance.cases import TOGETHER
 from tests.conformance.harness import Batch, Subject, Together, plant
 from tests.elsewhere.device import DEVICE, no_waiting
 from tests.forwards.models import same_numbers
@@ -220,10 +220,9 @@ def checks() -> dict[str, Check]:
         for way in some
         if way.__name__ not in BACKWARD
     ]
-    # All statistics in half of the ways, and each alone in a few, which take turns.
-    for turn, (name, case) in enumerate({**TOGETHER, **CASES}.items()):
-        every = 2 if name in TOGETHER else 9
-        for title, way in ways[turn % every :: every]:
+    # Statistics that are together in a watch take turns with the others.
+    for turn, (name, case) in enumerate(TOGETHER.items()):
+        for title, way in ways[turn::2]:
             kept = laws.with_law(case, title)
             if kept.cases:
                 found[f"law {name}-{way.__name__}"] = partial(law, kept, way)
