@@ -20,9 +20,10 @@ from torch.distributed.tensor.parallel import (
 
 import geomhooks as gh
 from geomhooks.errors import AnatomyError, SiteError, TokensError
+from tests.distributed.dense import seen_densely
 from tests.distributed.states import everywhere, fingerprint, rank, same_error, size
 from tests.distributed.wrappers import LENGTH, TEXTS, WIDTH, WORDS, texts
-from tests.reference import Observations, pos_ctx
+from tests.reference import pos_ctx
 
 
 class Mixer(nn.Module):
@@ -67,20 +68,6 @@ def in_pieces() -> Model:
     return model
 
 
-def seen_densely() -> dict[str, Observations]:
-    model, seen = Model(), {}
-    for index, block in enumerate(model.blocks):
-
-        def keep(_: Any, __: Any, out: Tensor, name: str = f"blocks.{index}") -> None:
-            seen[name] = out.detach().double().flatten(0, 1).numpy()
-
-        block.register_forward_hook(keep)
-    with torch.no_grad():
-        model(texts())
-    positions, numbers = np.tile(np.arange(LENGTH), TEXTS), np.repeat(np.arange(TEXTS), LENGTH)
-    return {name: Observations(states, positions, numbers) for name, states in seen.items()}
-
-
 def pieces_of_rows() -> None:
     """Nothing tells a rank which columns are its own: refused until that is stated."""
     model, mask = in_pieces(), torch.ones((TEXTS, LENGTH), dtype=torch.int64)
@@ -102,7 +89,7 @@ def pieces_of_rows() -> None:
     run({"positions": mine, "contexts": numbers, "mask": mask[:, mine]}, mask)
     geometry = watch.geometry(sync=True)
     assert len(set(everywhere(fingerprint(geometry)))) == 1
-    for site, seen in seen_densely().items():
+    for site, seen in seen_densely(Model(), texts()).items():
         expected, found = pos_ctx(seen), geometry[site].pos_ctx
         assert int(found.contexts) == TEXTS
         for name in ("mean", "pos", "ctx"):

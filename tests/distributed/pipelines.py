@@ -17,6 +17,7 @@ from torch.distributed.pipelining import (
 
 import geomhooks as gh
 from geomhooks.errors import SchemaError
+from tests.distributed.dense import seen_densely
 from tests.distributed.states import rank, same_error, size
 from tests.distributed.wrappers import LENGTH, TEXTS, WIDTH, Reader, texts
 from tests.reference import Observations, pos_ctx, sphere
@@ -43,21 +44,6 @@ class Stage(nn.Module):
 def reader() -> Reader:
     """With a block for each rank, or for each of two stages of a rank."""
     return Reader(depth=2 * size())
-
-
-def seen_densely() -> dict[str, Observations]:
-    """The states of the whole model, in float64, read by hooks of our own."""
-    model, seen = reader(), {}
-    for index, block in enumerate(model.blocks):
-
-        def keep(_: Any, __: Any, out: Tensor, name: str = f"blocks.{index}") -> None:
-            seen[name] = out.detach().double().flatten(0, 1).numpy()
-
-        block.register_forward_hook(keep)
-    with torch.no_grad():
-        model(texts())
-    positions, numbers = np.tile(np.arange(LENGTH), TEXTS), np.repeat(np.arange(TEXTS), LENGTH)
-    return {name: Observations(states, positions, numbers) for name, states in seen.items()}
 
 
 def check_densely(geometry: gh.Geometry, site: str, seen: Observations) -> None:
@@ -98,7 +84,7 @@ def loss(out: Tensor, target: Tensor) -> Tensor:
 
 def pieces_of_batches() -> None:
     """A stage on each rank: forwards that learn shapes before the first step do not count."""
-    seen = seen_densely()
+    seen = seen_densely(reader(), texts())
     for kind in (ScheduleGPipe, Schedule1F1B):
         mine = [2 * rank(), 2 * rank() + 1]
         stage = Stage(reader(), mine)
@@ -127,7 +113,7 @@ def what_needs_the_whole_stack() -> None:
 
 def several_stages_of_a_rank() -> None:
     """A watch to each stage; all of them together are the whole model."""
-    seen = seen_densely()
+    seen = seen_densely(reader(), texts())
     own = [rank(), rank() + size()]
     stages = [Stage(reader(), [index]) for index in own]
     piped = [
