@@ -75,9 +75,9 @@ def cache_of(arguments: Any) -> Any:
             value = given.get(name)
             if hasattr(value, "get_seq_length") or isinstance(value, (tuple, list)):
                 return value
-        return next((v for v in given.values() if hasattr(v, "get_seq_length")), None)
+        arguments = tuple(given.values())
     if isinstance(arguments, (tuple, list)):
-        for value in arguments:
+        for value in arguments:  # in a loop, which old compilers of torch know
             if hasattr(value, "get_seq_length"):
                 return value
     return None

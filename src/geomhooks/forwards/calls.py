@@ -263,8 +263,10 @@ def one_mask(value: Any) -> Any:
     """
     if not isinstance(value, Mapping):
         return value
-    masks = [value.get("full_attention"), *value.values()]
-    return next((mask for mask in masks if isinstance(mask, Tensor)), None)
+    for mask in (value.get("full_attention"), *value.values()):
+        if isinstance(mask, Tensor):
+            return mask
+    return None
 
 
 def copy_of(tensor: Tensor) -> Tensor:

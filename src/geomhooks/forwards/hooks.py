@@ -361,4 +361,6 @@ CODE = tuple(
 
 def by_name(parameters: tuple[str, ...], args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name."""
-    return dict(zip(parameters, args, strict=False)) | dict(kwargs)
+    # As torch 2.6 can compile it: no union of dictionaries, and no zip of different lengths.
+    number = min(len(parameters), len(args))
+    return {**dict(zip(parameters[:number], args[:number], strict=True)), **kwargs}
