@@ -373,6 +373,12 @@ class Contexts(Accumulator):
         other = other.clone(self["time"].device)
         tables = product((self.open, self.kept), (other.open, other.kept))
         twice = len(set[int]().union(*(covered_by_both(*pair) for pair in tables)))
+        if twice:  # before anything is changed: a warning may be made an error
+            warnings.warn(
+                f"{twice} contexts have tokens at the same positions in both shards, which count "
+                "twice: the same text was measured twice, or its pieces overlap",
+                stacklevel=2,
+            )
         self.reach = max(self.reach, other.reach)
         for name in ("design", "covered", "averaged", "position_count", "closed", "split"):
             self.tensors[name] += other.tensors[name]
@@ -409,12 +415,6 @@ class Contexts(Accumulator):
             group=torch.where(kept.fresh, other.kept["group"][:-1], 0),
         )
 
-        if twice:
-            warnings.warn(
-                f"{twice} contexts have tokens at the same positions in both shards, which count "
-                "twice: the same text was measured twice, or its pieces overlap",
-                stacklevel=2,
-            )
         recent = united["priority"][:size].argsort()
         stay, leave = recent[: self.open.capacity], recent[self.open.capacity :]
         self.open, narrow = united, self.open
